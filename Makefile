@@ -1,0 +1,108 @@
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+# Tried after python3, and only if the caller named no interpreter of their own.
+PYTHON_FALLBACKS := $(if $(filter file,$(origin PYTHON)),python3.13 python3.12 python3.11)
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.installed
+PEER := .venv-peer
+PEER_READY := $(PEER)/.installed
+
+PACKAGES := shared/brix_core brix_langchain brix_llamaindex
+SOURCES := $(PACKAGES) $(wildcard tests benchmarks)
+# 0 runs in one process: the suite lives on a virtual clock, and two workers would import both
+# frameworks twice. `make test WORKERS=2` splits it.
+WORKERS ?= 0
+ARGS ?=
+
+PIP := -m pip --disable-pip-version-check install --quiet
+
+# Makes the virtual environment $(1), with the first interpreter that fits; sets nothing else up.
+define make_venv
+if ! $(1)/bin/python -m pip --version >/dev/null 2>&1; then \
+	rm -rf $(1); chosen=; \
+	for candidate in "$(PYTHON)" $(PYTHON_FALLBACKS); do \
+		if "$$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null; \
+		then chosen="$$candidate"; break; fi; \
+	done; \
+	if [ -z "$$chosen" ]; then \
+		echo "error: $(PYTHON) is $$($(PYTHON) --version 2>/dev/null || echo absent); Python 3.11, 3.12 or 3.13 is needed." \
+			"Name one: make PYTHON=/path/to/python3.11" >&2; exit 1; \
+	fi; \
+	echo "creating $(1) with $$("$$chosen" --version)"; \
+	"$$chosen" -m venv $(1) || { rm -rf $(1); exit 1; }; \
+fi
+endef
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+# The build backend goes in first, pinned, so that the editable install needs no second, unpinned
+# environment to be built in.
+$(READY): pyproject.toml constraints.txt
+	@$(call make_venv,$(VENV))
+	$(BIN)/python $(PIP) -c constraints.txt hatchling editables
+	$(BIN)/python $(PIP) -c constraints.txt --no-build-isolation -e ".[dev]"
+	@touch $@
+
+.PHONY: install
+install: $(READY) ## Create .venv and install everything, pinned
+
+.PHONY: demo
+demo: $(READY) ## See the guards at work against a local server; no key needed
+	$(BIN)/brix demo $(ARGS)
+
+.PHONY: test
+test: $(READY) ## Run the tests and the doctests (WORKERS=2 to split, ARGS="-k budget" to choose)
+	$(BIN)/python -m pytest -q -n $(WORKERS) --doctest-modules --ignore=shared/brix_core/demo tests $(PACKAGES) $(ARGS)
+
+.PHONY: lint
+lint: $(READY) ## Check style, types and architecture
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy $(PACKAGES)
+	$(BIN)/lint-imports
+
+.PHONY: format
+format: $(READY) ## Format the code and apply safe fixes
+	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/ruff check --fix $(SOURCES)
+
+# The peer installs a `brix` command too, hence an environment of its own; it imports numpy without declaring it.
+$(PEER_READY): constraints.txt
+	@$(call make_venv,$(PEER))
+	$(PEER)/bin/python $(PIP) -c constraints.txt brix-protocol==0.5.0 numpy
+	@touch $@
+
+.PHONY: bench
+bench: $(READY) $(PEER_READY) ## Measure the cost of the guards beside the peer's
+	$(BIN)/python -m benchmarks.overhead $(ARGS)
+
+.PHONY: wheel
+wheel: $(READY) ## Build the wheel into dist/
+	rm -rf dist
+	$(BIN)/python -m build --wheel --no-isolation
+
+# Resolves the ranges of pyproject.toml afresh, in a new environment, and writes down what came out.
+.PHONY: constraints
+constraints: ## Pin the newest versions that pyproject.toml allows
+	rm -rf .venv-resolve
+	@$(call make_venv,.venv-resolve)
+	.venv-resolve/bin/python $(PIP) -e ".[dev]"
+	.venv-resolve/bin/python -m pip --disable-pip-version-check list --format=freeze 2>/dev/null \
+		| grep -E '^[A-Za-z0-9._-]+==[A-Za-z0-9.+!]+$$' \
+		| grep -viE '^(brix-guards|pip)==' \
+		| LC_ALL=C sort -f > constraints.new
+	mv constraints.new constraints.txt
+	rm -rf .venv-resolve
+
+.PHONY: clean
+clean: ## Remove environments, caches and builds
+	rm -rf $(VENV) .venv-* dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -path ./.git -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

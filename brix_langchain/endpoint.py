@@ -1,0 +1,297 @@
+"""A LangChain chat model as an endpoint of the core.
+
+Calls the model's *hooks* (`_generate`, `_stream` and their async twins), never `invoke`: that would start a
+second run with its own callbacks and token counts. The model works on a private copy whose own retries are off,
+so that every request that leaves passes the guards.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any, Final
+
+from langchain_core.language_models import BaseChatModel
+from langchain_core.language_models.chat_models import generate_from_stream
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+
+from brix_core.call import CallRequest, CallResponse, ToolCall
+from brix_core.conversation import text_of
+from brix_core.model_limits import max_output_tokens
+from brix_core.usage import Usage
+from brix_langchain.messages import CODEC, LangChainCodec
+
+_CAPS: Final = ("max_tokens", "max_completion_tokens", "max_output_tokens", "num_predict", "max_new_tokens")
+"""Names of the output cap, LangChain's standard one first."""
+
+_NAMES: Final = ("model_name", "model", "model_id", "deployment_name", "azure_deployment")
+_ADDRESSES: Final = ("openai_api_base", "anthropic_api_url", "azure_endpoint", "base_url", "endpoint_url")
+_SCHEMAS: Final = ("tools", "functions", "response_format", "tool_choice", "output_config")
+
+
+class ChatModelEndpoint:
+    """One chat model.
+
+    Args:
+        model: The model; its own retries should be off (`without_own_retries`).
+        bound: Parameters bound to this model alone, for a fallback whose provider words tools differently.
+        replaces: Parameters of the first model that `bound` takes the place of.
+    """
+
+    def __init__(
+        self, model: BaseChatModel, bound: Mapping[str, Any] | None = None, replaces: Sequence[str] = ()
+    ) -> None:
+        self.inner = model
+        self._bound = dict(bound or {})
+        self._replaces = frozenset(replaces)
+        self._model = next((name for name in map(self._attribute, _NAMES) if name), type(model).__name__)
+        self._takes_run_manager = "run_manager" in inspect.signature(model._generate).parameters
+        fields = type(model).model_fields
+        self._cap_fields = tuple(name for name in _CAPS if name in fields)
+        self._choices_field = "n" in fields
+
+    def _attribute(self, name: str) -> str | None:
+        value = getattr(self.inner, name, None)
+        return value if isinstance(value, str) and value else None
+
+    def rebound(self, bound: Mapping[str, Any], replaces: Sequence[str]) -> ChatModelEndpoint:
+        """The same model with other bound parameters."""
+        return ChatModelEndpoint(self.inner, {**self._bound, **bound}, (*self._replaces, *replaces))
+
+    @cached_property
+    def provider(self) -> str | None:
+        """LangChain's name for the provider."""
+        provider = self.inner._get_ls_params().get("ls_provider")
+        return provider or None
+
+    @cached_property
+    def identity(self) -> str:
+        """Provider, model and address."""
+        address = next((value for value in map(self._attribute, _ADDRESSES) if value), "")
+        return f"{self.provider}:{self._model}" + (f"@{address}" if address else "")
+
+    @property
+    def codec(self) -> LangChainCodec:
+        """Reads LangChain's messages."""
+        return CODEC
+
+    @cached_property
+    def streams(self) -> bool:
+        """Whether the model implements streaming."""
+        cls = type(self.inner)
+        return cls._stream is not BaseChatModel._stream or cls._astream is not BaseChatModel._astream
+
+    def model(self, params: Mapping[str, Any]) -> str:
+        """The model named in the call, or the model's own."""
+        named = None if self._replaces or self._bound else params.get("model")
+        return named if isinstance(named, str) and named else self._model
+
+    def requested_cap(self, params: Mapping[str, Any]) -> int | None:
+        """The cap of the call, else that of the model."""
+        values = [params[name] for name in _CAPS if name in params]
+        values += [getattr(self.inner, name) for name in self._cap_fields]
+        return next((value for value in values if type(value) is int and value > 0), None)
+
+    def longest_output(self, params: Mapping[str, Any]) -> int | None:
+        """The model's own limit: from our table, or from LangChain's profile of the model."""
+        model = self.model(params)
+        return self._own_limit if model == self._model else max_output_tokens(model)
+
+    @cached_property
+    def _own_limit(self) -> int | None:
+        known = max_output_tokens(self._model)
+        if known is None:
+            profile: Any = getattr(self.inner, "profile", None) or {}
+            known = profile.get("max_output_tokens") if isinstance(profile, Mapping) else None
+        return known if isinstance(known, int) and known > 0 else None
+
+    def choices(self, params: Mapping[str, Any]) -> int:
+        """``n``, of the call or of the model."""
+        value = params.get("n") or (getattr(self.inner, "n", None) if self._choices_field else None)
+        return value if type(value) is int and value > 0 else 1
+
+    def schemas(self, params: Mapping[str, Any]) -> Sequence[Any]:
+        """Tools and response formats, as they are bound."""
+        merged = self._merge(params)
+        return [merged[name] for name in _SCHEMAS if merged.get(name)]
+
+    def call(self, request: CallRequest) -> CallResponse:
+        """One blocking request."""
+        if self.inner.rate_limiter is not None:
+            self.inner.rate_limiter.acquire(blocking=True)
+        return self._response(self.inner._generate(request.conversation.messages, **self._arguments(request)))
+
+    async def acall(self, request: CallRequest) -> CallResponse:
+        """One request on the event loop."""
+        if self.inner.rate_limiter is not None:
+            await self.inner.rate_limiter.aacquire(blocking=True)
+        result = await self.inner._agenerate(request.conversation.messages, **self._arguments(request))
+        return self._response(result)
+
+    def stream(self, request: CallRequest) -> Iterator[ChatGenerationChunk]:
+        """The model's own chunks."""
+        if self.inner.rate_limiter is not None:
+            self.inner.rate_limiter.acquire(blocking=True)
+        return self.inner._stream(request.conversation.messages, **self._arguments(request))
+
+    async def astream(self, request: CallRequest) -> AsyncIterator[ChatGenerationChunk]:
+        """The model's own chunks, on the event loop."""
+        if self.inner.rate_limiter is not None:
+            await self.inner.rate_limiter.aacquire(blocking=True)
+        source = self.inner._astream(request.conversation.messages, **self._arguments(request))
+        try:
+            async for chunk in source:
+                yield chunk
+        finally:
+            close = getattr(source, "aclose", None)
+            if close is not None:
+                await close()
+
+    def read_chunk(self, chunk: ChatGenerationChunk) -> str:
+        """Content, reasoning, tool names and arguments of a chunk."""
+        message = chunk.message
+        content = message.content
+        text = content if type(content) is str else _billed_text(content)
+        if isinstance(message, AIMessageChunk) and message.tool_call_chunks:
+            for call in message.tool_call_chunks:
+                text += (call.get("name") or "") + (call.get("args") or "")
+        return text
+
+    def finish(self, chunks: Sequence[ChatGenerationChunk], text: str, request: CallRequest) -> CallResponse:
+        """Sum up a stream: its text, and the usage and finish reason of whichever chunks carry them."""
+        usage: Usage | None = None
+        finish_reason: str | None = None
+        for chunk in chunks:
+            reported = getattr(chunk.message, "usage_metadata", None)
+            if reported:
+                usage = _added(usage, _usage(reported))
+            if chunk.generation_info and (reason := chunk.generation_info.get("finish_reason")):
+                finish_reason = str(reason)
+        return CallResponse(text=text, usage=usage, model=self.model(request.params), finish_reason=finish_reason)
+
+    def assemble(self, chunks: Sequence[ChatGenerationChunk], text: str, request: CallRequest) -> CallResponse:
+        """Merge chunks into the result that `_generate` would have given."""
+        if chunks:
+            return self._response(generate_from_stream(iter(chunks)))
+        return self._response(ChatResult(generations=[ChatGeneration(message=AIMessage(""))]))
+
+    def as_chunks(self, response: CallResponse) -> Sequence[ChatGenerationChunk]:
+        """One chunk that says it all."""
+        result = response.raw
+        if isinstance(result, ChatResult):
+            message = result.generations[0].message
+            if isinstance(message, AIMessage):
+                fields = {name: getattr(message, name) for name in type(message).model_fields if name != "type"}
+                return [ChatGenerationChunk(message=AIMessageChunk(**fields, chunk_position="last"))]
+        info = {"finish_reason": response.finish_reason} if response.finish_reason else {}
+        return [ChatGenerationChunk(message=AIMessageChunk(response.text, response_metadata=info), generation_info=info)]
+
+    def _merge(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
+        if not self._bound and not self._replaces:
+            return params
+        return {name: value for name, value in params.items() if name not in self._replaces} | self._bound
+
+    def _arguments(self, request: CallRequest) -> dict[str, Any]:
+        """Keyword arguments of the model's hooks."""
+        arguments = dict(self._merge(request.params))
+        if not self._takes_run_manager:
+            arguments.pop("run_manager", None)
+        if request.output_cap is not None:
+            named = next((name for name in _CAPS if arguments.get(name) is not None), (*self._cap_fields, _CAPS[0])[0])
+            arguments[named] = request.output_cap
+        return arguments
+
+    def _response(self, result: ChatResult) -> CallResponse:
+        generation = result.generations[0]
+        message = generation.message
+        usage = getattr(message, "usage_metadata", None)
+        more = result.generations[1:]
+        calls = [*_tool_calls(message), *(call for other in more for call in _tool_calls(other.message))]
+        reason = message.response_metadata.get("finish_reason")
+        if reason is None and generation.generation_info:
+            reason = generation.generation_info.get("finish_reason")
+        return CallResponse(
+            text=text_of(message.content) + "".join(text_of(other.message.content) for other in more),
+            usage=_usage(usage) if usage else _reported(result.llm_output),
+            model=self._model,
+            tool_calls=tuple(
+                ToolCall(id=call.get("id") or "", name=call["name"], arguments=str(call["args"])) for call in calls
+            ),
+            finish_reason=reason,
+            raw=result,
+        )
+
+
+def _tool_calls(message: BaseMessage) -> Sequence[Any]:
+    return message.tool_calls if isinstance(message, AIMessage) else ()
+
+
+def without_own_retries(model: BaseChatModel) -> BaseChatModel:
+    """A copy of the model that does not retry by itself; the model itself when it never does.
+
+    The copy shares the model's connections. SDK clients made by Stainless (openai, anthropic, groq, ...) are
+    rebuilt with ``with_options(max_retries=0)``; clients that a model makes on first use are made anew.
+    """
+    if "max_retries" not in type(model).model_fields:
+        return model
+    copy = model.model_copy(update={"max_retries": 0})
+    for name in list(copy.__dict__):
+        if isinstance(inspect.getattr_static(type(copy), name, None), cached_property):
+            del copy.__dict__[name]
+    for name, client in list(copy.__dict__.items()):
+        if hasattr(client, "with_options"):  # an SDK client
+            copy.__dict__[name] = client.with_options(max_retries=0)
+        elif hasattr(getattr(client, "_client", None), "with_options"):  # a resource of one
+            copy.__dict__[name] = type(client)(client._client.with_options(max_retries=0))
+    return copy
+
+
+def _billed_text(content: Any) -> str:
+    """Text and reasoning in content blocks."""
+    parts = content if isinstance(content, list) else [content]
+    return "".join(
+        part if isinstance(part, str) else "".join(str(part.get(key) or "") for key in ("text", "thinking", "reasoning"))
+        for part in parts
+        if isinstance(part, str | dict)
+    )
+
+
+def _usage(reported: Mapping[str, Any]) -> Usage:
+    """LangChain's ``UsageMetadata``; its input includes cached tokens."""
+    read = reported.get("input_token_details") or {}
+    written = reported.get("output_token_details") or {}
+    return Usage(
+        input_tokens=reported.get("input_tokens") or 0,
+        output_tokens=reported.get("output_tokens") or 0,
+        cache_read_tokens=read.get("cache_read") or 0,
+        cache_write_tokens=read.get("cache_creation") or 0,
+        reasoning_tokens=written.get("reasoning") or 0,
+    )
+
+
+def _reported(llm_output: Mapping[str, Any] | None) -> Usage | None:
+    """Usage in the older place, ``llm_output["token_usage"]``."""
+    usage = (llm_output or {}).get("token_usage")
+    if not isinstance(usage, Mapping) or not usage.get("total_tokens"):
+        return None
+    return Usage(
+        input_tokens=usage.get("prompt_tokens") or 0, output_tokens=usage.get("completion_tokens") or 0
+    )
+
+
+def _added(first: Usage | None, second: Usage) -> Usage:
+    """Usage of chunks adds up, as in LangChain's own merging (Anthropic reports input and output apart)."""
+    if first is None:
+        return second
+    return Usage(
+        input_tokens=first.input_tokens + second.input_tokens,
+        output_tokens=first.output_tokens + second.output_tokens,
+        cache_read_tokens=first.cache_read_tokens + second.cache_read_tokens,
+        cache_write_tokens=first.cache_write_tokens + second.cache_write_tokens,
+        reasoning_tokens=first.reasoning_tokens + second.reasoning_tokens,
+    )
+
+
+__all__ = ["ChatModelEndpoint", "without_own_retries"]

@@ -1,0 +1,69 @@
+"""guard(): put guards around a LangChain object."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from langchain_core.language_models import BaseChatModel
+from typing_extensions import Unpack
+
+from brix_core.errors import BrixConfigurationError
+from brix_core.options import GuardOptions, Parsed, parse
+from brix_core.pipeline import Pipeline
+from brix_langchain.chat_model import GuardedChatModel
+from brix_langchain.endpoint import ChatModelEndpoint, without_own_retries
+
+log = logging.getLogger(__name__)
+
+
+def guard(model: BaseChatModel, **options: Unpack[GuardOptions]) -> GuardedChatModel:
+    """Put guards around a chat model.
+
+    Args:
+        model: Any LangChain chat model. It is left as it is; the guarded one works on a copy whose own retries
+            are off, since a retry inside the model would pass by the budget and the rate limit.
+        **options: See `brix_core.GuardOptions`. ``fallbacks`` takes chat models.
+
+    Returns:
+        A chat model, to be used wherever `model` was.
+
+    Raises:
+        BrixConfigurationError: `model` is no chat model or guarded already, or an option cannot be used.
+
+    Example:
+        >>> from langchain_core.language_models.fake_chat_models import FakeListChatModel
+        >>> model = guard(FakeListChatModel(responses=["Paris"]), per_call_timeout=5, max_retries=2)
+        >>> model.invoke("Capital of France?").content
+        'Paris'
+        >>> model.get_traces()[0]["outcome"]
+        'ok'
+    """
+    parsed = parse(options)
+    endpoint = _endpoint(model, parsed, "guard()")
+    fallbacks = [_endpoint(other, parsed, "fallbacks") for other in parsed.fallbacks]
+    return GuardedChatModel(endpoint, fallbacks, Pipeline(parsed, fallbacks))
+
+
+def _endpoint(model: Any, options: Parsed, place: str) -> ChatModelEndpoint:
+    if isinstance(model, GuardedChatModel):
+        raise BrixConfigurationError(f"{place} got a model that is guarded already; guard it once, with all options")
+    if not isinstance(model, BaseChatModel):
+        raise BrixConfigurationError(
+            f"{place} takes a LangChain chat model such as ChatOpenAI(...), got {type(model).__name__}: {model!r:.200}"
+        )
+    if "retry" not in options.configs and "max_retries" in model.model_fields_set and _retries(model):
+        log.warning(
+            "%s retries %s times by itself, which no guard would see: its retries are switched off. "
+            "Pass max_retries=%s to guard() to have them back",
+            type(model).__name__, _retries(model), _retries(model),
+        )  # fmt: skip
+    return ChatModelEndpoint(without_own_retries(model))
+
+
+def _retries(model: BaseChatModel) -> int:
+    value = getattr(model, "max_retries", None)
+    return value if isinstance(value, int) else 0
+
+
+__all__ = ["guard"]

@@ -1,0 +1,14 @@
+"""Guards around every call of a LlamaIndex model.
+
+Example:
+    >>> from llama_index.core.llms import MockLLM
+    >>> from brix_llamaindex import guard
+    >>> llm = guard(MockLLM(), per_call_timeout=30.0)
+    >>> str(llm.complete("Hello")), len(llm.get_traces())
+    ('Hello', 1)
+"""
+
+from brix_llamaindex.guards import Guards
+from brix_llamaindex.llm import GuardedLLM, guard
+
+__all__ = ["GuardedLLM", "Guards", "guard"]

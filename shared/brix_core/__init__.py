@@ -1,0 +1,56 @@
+"""Guards around every model call: budget, rate, time, retries, failover, traces.
+
+The framework-free core. `brix_langchain` and `brix_llamaindex` put it into their frameworks.
+"""
+
+from brix_core.errors import (
+    BrixBudgetError,
+    BrixCircuitOpenError,
+    BrixConfigurationError,
+    BrixError,
+    BrixFailoverError,
+    BrixGuardBlockedError,
+    BrixGuardError,
+    BrixInternalError,
+    BrixLoopError,
+    BrixRateLimitError,
+    BrixReplayError,
+    BrixRetryError,
+    BrixSchemaError,
+    BrixTimeoutError,
+    BrixUnknownPriceError,
+)
+from brix_core.options import GuardOptions
+from brix_core.policy import load_policy
+from brix_core.session import Session, current_session_id, session
+from brix_core.store import MemoryStore, Store
+from brix_core.usage import Usage
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BrixBudgetError",
+    "BrixCircuitOpenError",
+    "BrixConfigurationError",
+    "BrixError",
+    "BrixFailoverError",
+    "BrixGuardBlockedError",
+    "BrixGuardError",
+    "BrixInternalError",
+    "BrixLoopError",
+    "BrixRateLimitError",
+    "BrixReplayError",
+    "BrixRetryError",
+    "BrixSchemaError",
+    "BrixTimeoutError",
+    "BrixUnknownPriceError",
+    "GuardOptions",
+    "MemoryStore",
+    "Session",
+    "Store",
+    "Usage",
+    "__version__",
+    "current_session_id",
+    "load_policy",
+    "session",
+]

@@ -1,0 +1,291 @@
+"""The data that flows through the guards.
+
+A *logical call* is what the application asked for; it ends in one trace entry. Inside it, every
+request that really leaves for a provider is an *attempt*. Guards pass a frozen `CallRequest` down and
+a `CallResponse` up; what they find out about the logical call as a whole is kept in its `LogicalCall`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Self
+
+from brix_core.usage import Usage
+
+if TYPE_CHECKING:
+    from brix_core.conversation import Codec, Conversation
+    from brix_core.session import Session
+
+Outcome = Literal["ok", "refused", "failed", "timed_out", "cancelled", "abandoned"]
+"""How a logical call, or one attempt of it, ended."""
+
+ChunkHook = Callable[[str], None]
+"""Sees the text of every streamed chunk before the consumer does; raises to stop the stream."""
+
+PARTIAL_CHARACTERS = 65_536
+"""How much text of a stream a trace keeps."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCall:
+    """A tool call the model asked for. `arguments` is the JSON text as it came."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+class CallResponse(NamedTuple):
+    """What a model call gave.
+
+    Attributes:
+        text: The text of the answer (of all choices, when several were asked for).
+        usage: Tokens as reported, or None when the provider said nothing.
+        model: The model that answered.
+        tool_calls: Tool calls the model asked for.
+        finish_reason: The provider's own word, such as ``"stop"`` or ``"length"``; ``"timeout"`` for a
+            partial answer.
+        partial: True when a time limit cut the answer short and the caller asked for what had arrived.
+        raw: The framework's or the SDK's own result, handed back unchanged.
+    """
+
+    text: str
+    usage: Usage | None = None
+    model: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    finish_reason: str | None = None
+    partial: bool = False
+    raw: Any = None
+
+
+@dataclass(slots=True, kw_only=True)
+class Attempt:
+    """One request that left for a provider.
+
+    Attributes:
+        endpoint: Identity of the endpoint.
+        model: Model asked for.
+        started: Monotonic seconds.
+        seconds: Duration, once it has ended.
+        outcome: None while under way.
+        error: Class name of the failure.
+        status: HTTP status of the failure, if there was one.
+        usage: Tokens reported.
+        cost_nano: Charged, in nano-dollars; None when nothing was metered.
+    """
+
+    endpoint: str
+    model: str
+    started: float
+    seconds: float | None = None
+    outcome: Outcome | None = None
+    error: str | None = None
+    status: int | None = None
+    usage: Usage | None = None
+    cost_nano: int | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class LogicalCall:
+    """One call of the application, from the first guard to the trace entry. Owned by one driver.
+
+    Attributes:
+        run_id: UUID4 of the call.
+        session: Whose call it is.
+        started: Monotonic seconds.
+        started_at: Seconds since the epoch.
+        attempts: Every request that left for a provider, in order.
+        decisions: What guards decided about it, in order.
+        metadata: Per-call notes of guards, such as ``"retry_history"``.
+        parts: The text streamed so far, bounded by `PARTIAL_CHARACTERS`.
+        streamed: True once a chunk has reached the consumer: nothing may be re-issued from then on.
+        first_chunk: Monotonic seconds of the first chunk with content.
+    """
+
+    run_id: str
+    session: Session
+    started: float
+    started_at: float
+    attempts: list[Attempt] = field(default_factory=list)
+    decisions: list[dict[str, Any]] = field(default_factory=list)
+    metadata: dict[str, Any] = field(default_factory=dict)
+    parts: list[str] = field(default_factory=list)
+    streamed: bool = False
+    first_chunk: float | None = None
+
+    def decide(self, guard: str, decision: str, **details: Any) -> None:
+        """Note what a guard decided; shows in the trace entry."""
+        self.decisions.append({"guard": guard, "decision": decision, **details})
+
+    @property
+    def partial_text(self) -> str:
+        """The text streamed so far, at most `PARTIAL_CHARACTERS` of it."""
+        return "".join(self.parts)[:PARTIAL_CHARACTERS]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Time limits of one attempt, in seconds; None is no limit.
+
+    Attributes:
+        call: Longest the caller waits for the provider, over the whole attempt.
+        first_token: Longest until the first chunk with content.
+        idle: Longest between two chunks.
+        call_kind: Which option `call` stems from: the per-call limit, or what is left of the total.
+        keep_partial: On a timeout, answer with what has arrived instead of raising.
+    """
+
+    call: float | None = None
+    call_kind: Literal["call", "total"] = "call"
+    first_token: float | None = None
+    idle: float | None = None
+    keep_partial: bool = False
+
+
+NO_LIMITS = Limits()
+
+
+class CallRequest(NamedTuple):
+    """One request on its way down the guards. (A named tuple: the cheapest frozen record there is.)
+
+    Attributes:
+        call: The logical call it belongs to.
+        conversation: The prompt, in the framework's own messages.
+        endpoint: Where it will go.
+        params: The provider's own parameters (tools, response_format, stop, ...), passed on untouched.
+        stream: Whether the consumer wants chunks.
+        output_cap: Output tokens the guards allow; None leaves the caller's own cap alone.
+        limits: Time limits of the attempt.
+        deadline: Monotonic moment by which the session's total time is over.
+        hooks: See `ChunkHook`; in order.
+    """
+
+    call: LogicalCall
+    conversation: Conversation
+    endpoint: Endpoint
+    params: Mapping[str, Any]
+    stream: bool = False
+    output_cap: int | None = None
+    limits: Limits = NO_LIMITS
+    deadline: float | None = None
+    hooks: tuple[ChunkHook, ...] = ()
+
+    def evolve(self, **changes: Any) -> Self:
+        """A copy with some fields changed."""
+        return self._replace(**changes)
+
+    @property
+    def session(self) -> Session:
+        """Whose call it is."""
+        return self.call.session
+
+    @property
+    def model(self) -> str:
+        """The model it asks for."""
+        return self.endpoint.model(self.params)
+
+    @property
+    def requested_cap(self) -> int | None:
+        """Output tokens it may produce in each choice: the guards' cap, or the caller's own."""
+        if self.output_cap is not None:
+            return self.output_cap
+        return self.endpoint.requested_cap(self.params)
+
+    def prompt_tokens(self) -> int:
+        """Tokens of the prompt, tools and schemas included, for the endpoint's model."""
+        return self.conversation.prompt_tokens(self.model, self.endpoint.schemas(self.params))
+
+
+class Endpoint(Protocol):
+    """One provider's model as the drivers call it. Adapters of clients and frameworks implement it.
+
+    Its methods raise the provider's own exceptions, unchanged. It never retries by itself.
+    """
+
+    @property
+    def identity(self) -> str:
+        """Provider, address and model: the key of a circuit breaker, the name in traces."""
+        ...
+
+    @property
+    def provider(self) -> str | None:
+        """The provider's name for the price table, such as ``"openai"``; None when unknown."""
+        ...
+
+    @property
+    def codec(self) -> Codec:
+        """How to read this framework's messages."""
+        ...
+
+    @property
+    def streams(self) -> bool:
+        """Whether the model can stream at all."""
+        ...
+
+    def model(self, params: Mapping[str, Any]) -> str:
+        """The model these parameters ask for."""
+        ...
+
+    def requested_cap(self, params: Mapping[str, Any]) -> int | None:
+        """The output cap the caller set for each choice, in tokens."""
+        ...
+
+    def longest_output(self, params: Mapping[str, Any]) -> int | None:
+        """The most output tokens the model itself can give, when known."""
+        ...
+
+    def choices(self, params: Mapping[str, Any]) -> int:
+        """How many answers are asked for (``n``)."""
+        ...
+
+    def schemas(self, params: Mapping[str, Any]) -> Sequence[Any]:
+        """What is sent, and billed, beside the messages: tools, functions, response format."""
+        ...
+
+    def call(self, request: CallRequest) -> CallResponse:
+        """One blocking request."""
+        ...
+
+    async def acall(self, request: CallRequest) -> CallResponse:
+        """One request on the event loop."""
+        ...
+
+    def stream(self, request: CallRequest) -> Iterator[Any]:
+        """The provider's chunks, blocking."""
+        ...
+
+    def astream(self, request: CallRequest) -> AsyncIterator[Any]:
+        """The provider's chunks, on the event loop."""
+        ...
+
+    def read_chunk(self, chunk: Any) -> str:
+        """The billed text in a chunk: content, tool names and arguments. Empty for mere metadata."""
+        ...
+
+    def finish(self, chunks: Sequence[Any], text: str, request: CallRequest) -> CallResponse:
+        """Sum up a stream whose chunks the consumer has seen; cheap, `raw` stays None."""
+        ...
+
+    def assemble(self, chunks: Sequence[Any], text: str, request: CallRequest) -> CallResponse:
+        """Build from chunks the response that `call` would have given, `raw` included."""
+        ...
+
+    def as_chunks(self, response: CallResponse) -> Sequence[Any]:
+        """Chunks for a consumer of a stream, from a response that did not come as one."""
+        ...
+
+
+__all__ = [
+    "NO_LIMITS",
+    "PARTIAL_CHARACTERS",
+    "Attempt",
+    "CallRequest",
+    "CallResponse",
+    "ChunkHook",
+    "Endpoint",
+    "Limits",
+    "LogicalCall",
+    "Outcome",
+    "ToolCall",
+]

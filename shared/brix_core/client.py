@@ -1,0 +1,246 @@
+"""`BRIX.wrap`: a client of the openai or anthropic SDK, or your own, behind guards.
+
+::
+
+    client = BRIX.wrap(openai.AsyncOpenAI(), max_cost_usd=1.0, per_call_timeout=10.0, max_retries=3)
+    answer = await client.complete([{"role": "user", "content": "Capital of France?"}], model="gpt-4o-mini")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final, Unpack
+
+from brix_core.call import CallRequest
+from brix_core.completion import Completion, CompletionStream
+from brix_core.endpoints.recognise import ClientEndpoint, endpoint_for
+from brix_core.errors import BrixConfigurationError
+from brix_core.flow import Guard
+from brix_core.options import GuardOptions, parse
+from brix_core.pipeline import Pipeline
+from brix_core.session import Session
+
+Messages = str | Iterable[Mapping[str, Any]]
+"""Messages in OpenAI's chat format; a str is one user message."""
+
+MAX_ROUTES: Final = 256
+"""Models whose endpoints a client keeps ready."""
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class GuardChain:
+    """The active guards of a client.
+
+    Attributes:
+        names: Their names, the outermost first.
+        guards: The guards themselves, layer by layer, the outermost first.
+    """
+
+    names: tuple[str, ...]
+    guards: tuple[Guard, ...]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __repr__(self) -> str:
+        return f"<GuardChain {' > '.join((*self.names, 'model'))}>"
+
+
+class BrixClient:
+    """A client behind guards. Made by `BRIX.wrap`.
+
+    It keeps no connection and no event loop of its own: use it from threads, tasks and loops as you like, the
+    blocking and the asynchronous methods over any kind of client.
+
+    Args:
+        client: What to guard.
+        model: The model asked for when a call names none.
+        options: See `GuardOptions`.
+    """
+
+    def __init__(self, client: Any, model: str | None, options: GuardOptions) -> None:
+        parsed = parse(options)
+        self._endpoint = endpoint_for(client, _checked_model(model))
+        self._fallbacks = tuple(
+            _fallback(number, given, self._endpoint) for number, given in enumerate(parsed.fallbacks)
+        )
+        self._pipeline = Pipeline(parsed, [endpoint for endpoint, _ in self._fallbacks])
+        self._routes: dict[str, tuple[ClientEndpoint, Pipeline]] = {}
+
+    def __repr__(self) -> str:
+        return f"<BrixClient {self._endpoint.identity} {' > '.join(self._pipeline.names)}>"
+
+    @property
+    def context(self) -> Session:
+        """The session the next call belongs to: that of ``with session(...)``, else the client's own."""
+        return self._pipeline.session()
+
+    @property
+    def chain(self) -> GuardChain:
+        """The active guards, in order."""
+        return GuardChain(self._pipeline.names, self._pipeline.guards)
+
+    def get_traces(self, session_id: str | None = None) -> list[dict[str, Any]]:
+        """Trace entries of this client's calls, newest first.
+
+        Args:
+            session_id: Only those of this session.
+        """
+        return self._pipeline.traces.get_traces(session_id)
+
+    async def complete(self, messages: Messages, model: str | None = None, **kwargs: Any) -> Completion:
+        """Ask the model.
+
+        Args:
+            messages: Dicts in OpenAI's chat format (Anthropic's content blocks included), or a str as the
+                only user message.
+            model: The model; that of `BRIX.wrap` when left out.
+            **kwargs: The SDK's own parameters (tools, response_format, stop, max_tokens, extra_headers, ...),
+                passed on untouched. ``system="..."`` is put before the messages, for every kind of client.
+
+        Raises:
+            BrixConfigurationError: Bad messages, a parameter that does not exist, or no model.
+            BrixGuardError: A guard refused the call or gave it up.
+            Exception: What the SDK raised, where no guard had anything to say about it.
+        """
+        pipeline, begin = self._prepared(messages, model, kwargs, stream=False)
+        request = begin()
+        return Completion.of(await pipeline.acall(request), request.call)
+
+    async def acomplete(self, messages: Messages, model: str | None = None, **kwargs: Any) -> Completion:
+        """The same as `complete`."""
+        return await self.complete(messages, model, **kwargs)
+
+    def complete_sync(self, messages: Messages, model: str | None = None, **kwargs: Any) -> Completion:
+        """As `complete`, blocking."""
+        pipeline, begin = self._prepared(messages, model, kwargs, stream=False)
+        request = begin()
+        return Completion.of(pipeline.call(request), request.call)
+
+    def stream(self, messages: Messages, model: str | None = None, **kwargs: Any) -> CompletionStream:
+        """As `complete`, piece by piece: for ``for`` and for ``async for``.
+
+        What is wrong with the arguments is raised here; the request leaves when the first piece is asked for,
+        and belongs to the session of this moment.
+        """
+        pipeline, begin = self._prepared(messages, model, kwargs, stream=True)
+        return CompletionStream(pipeline, partial(begin, session_id=self.context.session_id))
+
+    def _prepared(
+        self, messages: Messages, model: str | None, kwargs: dict[str, Any], stream: bool
+    ) -> tuple[Pipeline, Callable[..., CallRequest]]:
+        """Check the arguments, before anything is begun or reserved."""
+        checked = _checked_messages(messages)
+        if kwargs.get("system") and isinstance(kwargs["system"], str | list | tuple):
+            checked.insert(0, {"role": "system", "content": kwargs.pop("system")})
+        endpoint, pipeline = self._route(_checked_model(model))
+        endpoint.check(kwargs)
+        return pipeline, partial(pipeline.request, endpoint, checked, kwargs, stream=stream)
+
+    def _route(self, model: str | None) -> tuple[ClientEndpoint, Pipeline]:
+        """The endpoint of a model, and the guards with the fallbacks that follow it."""
+        name = model or self._endpoint.default_model
+        if not name:
+            raise BrixConfigurationError(
+                "no model is known: name one in the call, complete(messages, model=...), or for all calls, "
+                "BRIX.wrap(client, model=...)"
+            )
+        found = self._routes.get(name)
+        if found is None:
+            pipeline = self._pipeline
+            if self._fallbacks:
+                pipeline = pipeline.with_fallbacks(
+                    [
+                        endpoint.with_model(name) if follows else endpoint
+                        for endpoint, follows in self._fallbacks
+                    ]
+                )
+            found = self._endpoint.with_model(name), pipeline
+            if len(self._routes) >= MAX_ROUTES:
+                self._routes.clear()
+            self._routes[name] = found
+        return found
+
+
+class BRIX:
+    """The entry point: `BRIX.wrap`.
+
+    Example:
+        >>> class Parrot:
+        ...     def complete(self, prompt, **options):
+        ...         return prompt
+        >>> client = BRIX.wrap(Parrot(), max_retries=2, per_call_timeout=10.0)
+        >>> client.complete_sync("Hello")
+        'Hello'
+        >>> client.chain
+        <GuardChain observability > retry > timeout > model>
+    """
+
+    @staticmethod
+    def wrap(client: Any, *, model: str | None = None, **options: Unpack[GuardOptions]) -> BrixClient:
+        """Put guards around a client.
+
+        Args:
+            client: ``openai.OpenAI``, ``AsyncOpenAI`` or an Azure variant, ``anthropic.Anthropic`` or
+                ``AsyncAnthropic``, or an `LLMClient`. It stays as it is; its own retries are not used.
+            model: The model asked for when a call names none.
+            **options: See `GuardOptions`. ``fallbacks`` holds, in order, names of models (of the same
+                client), ``(client, "model")`` pairs, or clients, which are asked for the model of the call.
+
+        Raises:
+            BrixConfigurationError: The client is of no known kind, or an option cannot be used.
+        """
+        return BrixClient(client, model, options)
+
+
+def _fallback(number: int, given: Any, first: ClientEndpoint) -> tuple[ClientEndpoint, bool]:
+    """An endpoint, and whether it follows the model of the call."""
+    try:
+        if isinstance(given, str):
+            return first.with_model(_checked_model(given)), False
+        if isinstance(given, tuple | list):
+            client, model = given
+            return endpoint_for(client, _checked_model(model)), False
+        return endpoint_for(given), hasattr(given, "with_options")
+    except (BrixConfigurationError, ValueError) as error:
+        raise BrixConfigurationError(
+            f'fallbacks[{number}] must be a model\'s name, a client or a (client, "model") pair: {error}'
+        ) from error
+
+
+def _checked_model(model: Any) -> str | None:
+    if model is None or (isinstance(model, str) and model.strip()):
+        return model
+    raise BrixConfigurationError(f"model must be a non-empty str, got {model!r}")
+
+
+def _checked_messages(messages: Any) -> list[Any]:
+    if isinstance(messages, str):
+        return [{"role": "user", "content": messages}]
+    if isinstance(messages, Mapping) or not isinstance(messages, Iterable):
+        raise BrixConfigurationError(
+            f"messages must be a list of dicts or a str, got {type(messages).__name__}; "
+            "put a single message in a list"
+        )
+    checked = list(messages)
+    if not checked:
+        raise BrixConfigurationError("messages is empty; give [{'role': 'user', 'content': '...'}]")
+    for number, message in enumerate(checked):
+        if not isinstance(message, Mapping):
+            hint = "; give message.model_dump(exclude_none=True)" if hasattr(message, "model_dump") else ""
+            raise BrixConfigurationError(
+                f"messages[{number}] must be a dict with a role, got {type(message).__name__}{hint}"
+            )
+        if not isinstance(message.get("role"), str) or not message["role"]:
+            raise BrixConfigurationError(
+                f"messages[{number}] has no role; it has only {sorted(map(str, message))}"
+            )
+    return checked
+
+
+__all__ = ["BRIX", "MAX_ROUTES", "BrixClient", "GuardChain", "Messages"]

@@ -1,0 +1,187 @@
+"""A read-mostly view over a framework's own message list, measured once.
+
+A conversation grows at its end, so a session remembers the prefix it has measured last (its token
+count, and the state of its hash) and a call pays only for what is new. The prefix is compared *by
+value*, at C speed: a message edited in place is seen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from brix_core.tokens import REPLY_PRIMING, count_message, count_tools, tokenizer_for
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
+
+class Codec(Protocol):
+    """Reads one framework's messages. Stateless."""
+
+    def to_dict(self, message: Any) -> dict[str, Any]:
+        """The message in OpenAI's chat format: what is counted and hashed."""
+        ...
+
+    def snapshot(self, messages: Sequence[Any], known: Any = None) -> Any:
+        """A by-value picture of the messages; `known` is that of a prefix of them, to build on."""
+        ...
+
+    def extends(self, snapshot: Any, messages: Sequence[Any]) -> bool:
+        """Whether the messages begin with those of the snapshot, unchanged."""
+        ...
+
+
+class DictCodec:
+    """Messages that are OpenAI-format dicts already.
+
+    Example:
+        >>> codec = DictCodec()
+        >>> seen = codec.snapshot([{"role": "user", "content": "hi"}])
+        >>> codec.extends(seen, [{"role": "user", "content": "hi"}, {"role": "user", "content": "there"}])
+        True
+        >>> codec.extends(seen, [{"role": "user", "content": "ho"}])
+        False
+    """
+
+    def to_dict(self, message: Any) -> dict[str, Any]:
+        """The message itself, as a plain dict."""
+        return message if isinstance(message, dict) else dict(message)
+
+    def snapshot(self, messages: Sequence[Any], known: Any = None) -> list[Any]:
+        """Copies that later edits in place do not reach."""
+        start = len(known) if known else 0
+        return [*(known or ()), *map(_frozen_copy, messages[start:])]
+
+    def extends(self, snapshot: Any, messages: Sequence[Any]) -> bool:
+        """Compare by value."""
+        return messages[: len(snapshot)] == snapshot
+
+
+def _frozen_copy(value: Any) -> Any:
+    """Copy dicts and lists all the way down; anything else is shared (`deepcopy` is 20 x slower)."""
+    if isinstance(value, dict):
+        return {key: item if type(item) is str else _frozen_copy(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_frozen_copy(item) for item in value]
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class _Prefix:
+    """What was measured of the first `length` messages. Never changed, but for more token counts."""
+
+    codec: Codec
+    snapshot: Any
+    length: int
+    sha: _Hash
+    tokens: dict[str, int]
+
+
+class PrefixMemory:
+    """The prefix measured last. Safe to share between threads: read once, replaced whole."""
+
+    __slots__ = ("last",)
+
+    def __init__(self) -> None:
+        self.last: _Prefix | None = None
+
+
+class Conversation:
+    """The prompt of one call.
+
+    Args:
+        messages: The framework's own messages; the list is copied, the messages are not.
+        codec: How to read them.
+        memory: Where the session keeps the prefix it knows.
+
+    Example:
+        >>> talk = Conversation([{"role": "user", "content": "Hello"}], DictCodec())
+        >>> talk.prompt_tokens("gpt-4o")
+        8
+        >>> talk.sha256()[:8]
+        'df3e9a9b'
+    """
+
+    __slots__ = ("_memory", "_prefix", "codec", "messages")
+
+    def __init__(self, messages: Iterable[Any], codec: Codec, memory: PrefixMemory | None = None) -> None:
+        self.messages = list(messages)
+        self.codec = codec
+        self._memory = memory if memory is not None else PrefixMemory()
+        self._prefix: _Prefix | None = None
+
+    def __len__(self) -> int:
+        return len(self.messages)
+
+    def prompt_tokens(self, model: str, schemas: Sequence[Any] = ()) -> int:
+        """Tokens of the prompt for a model: messages, reply priming, tools and schemas."""
+        prefix = self._measured()
+        tokens = prefix.tokens.get(model)
+        if tokens is None:
+            tokens = prefix.tokens[model] = self._count(model, self.messages)
+        total = tokens + REPLY_PRIMING
+        return total + count_tools(schemas, tokenizer_for(model), model=model) if schemas else total
+
+    def sha256(self) -> str:
+        """SHA-256 of ``json.dumps(messages)``, the messages being in OpenAI's chat format."""
+        sha = self._measured().sha.copy()
+        sha.update(b"]")
+        return sha.hexdigest()
+
+    def _measured(self) -> _Prefix:
+        if self._prefix is None:
+            known = self._memory.last
+            if known is None or known.codec is not self.codec or not self._begins_with(known):
+                known = None
+            if known is None or known.length < len(self.messages):
+                known = self._extend(known)
+                self._memory.last = known
+            self._prefix = known
+        return self._prefix
+
+    def _begins_with(self, known: _Prefix) -> bool:
+        return known.length <= len(self.messages) and self.codec.extends(known.snapshot, self.messages)
+
+    def _extend(self, known: _Prefix | None) -> _Prefix:
+        start = known.length if known else 0
+        fresh = self.messages[start:]
+        sha = known.sha.copy() if known else hashlib.sha256(b"[")
+        parts = [json.dumps(self.codec.to_dict(message), default=str) for message in fresh]
+        sha.update((", " if start and parts else "").encode() + ", ".join(parts).encode())
+        return _Prefix(
+            codec=self.codec,
+            snapshot=self.codec.snapshot(self.messages, known.snapshot if known else None),
+            length=len(self.messages),
+            sha=sha,
+            tokens={
+                model: count + self._count(model, fresh) for model, count in (known.tokens if known else {}).items()
+            },
+        )
+
+    def _count(self, model: str, messages: Sequence[Any]) -> int:
+        tokenizer, to_dict = tokenizer_for(model), self.codec.to_dict
+        return sum(count_message(to_dict(message), tokenizer, model=model) for message in messages)
+
+
+def text_of(content: Any) -> str:
+    """The text in a message's content, whichever shape it has.
+
+    Example:
+        >>> text_of([{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {"url": "u"}}, "b"])
+        'ab'
+    """
+    if isinstance(content, str):
+        return content
+    if isinstance(content, Mapping):
+        text = content.get("text")
+        return text if isinstance(text, str) else ""
+    if isinstance(content, Sequence) and not isinstance(content, bytes | bytearray):
+        return "".join(map(text_of, content))
+    return ""
+
+
+__all__ = ["Codec", "Conversation", "DictCodec", "PrefixMemory", "text_of"]

@@ -1,0 +1,165 @@
+"""The drivers for blocking callers: one answer, or a stream."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Generator, Iterator
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+from brix_core.call import CallRequest, CallResponse
+from brix_core.clock import Clock
+from brix_core.drivers.attempts import LimitReachedError, Tap, Waits, as_partial, begin, fail, succeed
+from brix_core.drivers.workers import Pump, submit
+from brix_core.flow import Effect, Flow, ModelCall, Sleep
+
+
+def run(flow: Flow, clock: Clock) -> CallResponse:
+    """Drive a flow to its response in this thread."""
+    value: Any = None
+    error: BaseException | None = None
+    try:
+        while True:
+            try:
+                effect = flow.send(value) if error is None else flow.throw(error)
+            except StopIteration as stop:
+                response: CallResponse = stop.value
+                return response
+            value = error = None
+            try:
+                value = _call(effect.request, clock) if isinstance(effect, ModelCall) else _perform(effect, clock)
+            except BaseException as raised:  # thrown into the flow, which re-raises what it does not handle
+                error = raised
+    finally:
+        error = None  # no cycle through the traceback
+        flow.close()
+
+
+def run_stream(flow: Flow, clock: Clock) -> Iterator[Any]:
+    """Drive a flow, and give the consumer its chunks as they come."""
+    value: Any = None
+    error: BaseException | None = None
+    request: CallRequest | None = None
+    try:
+        while True:
+            try:
+                effect = flow.send(value) if error is None else flow.throw(error)
+            except StopIteration as stop:
+                if request is not None and not request.call.streamed:
+                    yield from request.endpoint.as_chunks(stop.value)
+                return
+            value = error = None
+            try:
+                if isinstance(effect, ModelCall):
+                    request = effect.request
+                    value = yield from _stream(request, clock)
+                else:
+                    value = _perform(effect, clock)
+            except GeneratorExit:
+                raise
+            except BaseException as raised:  # thrown into the flow, which re-raises what it does not handle
+                error = raised
+    finally:
+        error = None
+        flow.close()
+
+
+def _perform(effect: Effect, clock: Clock) -> Any:
+    if isinstance(effect, Sleep):
+        return clock.sleep(effect.seconds, effect.wakeup)
+    if isinstance(effect, ModelCall):
+        raise TypeError("a model call is not performed here")
+    return effect.operation(*effect.arguments)
+
+
+def _call(request: CallRequest, clock: Clock) -> CallResponse:
+    attempt = begin(request, clock)
+    try:
+        if request.limits.keep_partial and request.endpoint.streams:
+            return succeed(attempt, _collect(request, clock), clock)
+        if request.limits.call is None:
+            return succeed(attempt, request.endpoint.call(request), clock)
+        job = submit(partial(request.endpoint.call, request))
+        if not job.wait(request.limits.call):
+            raise LimitReachedError(request.limits.call_kind)
+        if job.error is not None:
+            raise job.error
+        return succeed(attempt, job.result, clock)
+    except BaseException as error:
+        fail(attempt, error, clock)
+        if isinstance(error, LimitReachedError):
+            if request.limits.keep_partial:
+                return as_partial(request.endpoint.assemble([], "", request))
+            raise error.as_error(request, attempt) from None
+        if isinstance(error, StopIteration):  # an exhausted fake; inside a generator it would be mangled
+            raise RuntimeError(f"{request.endpoint.identity} raised StopIteration") from error
+        raise
+
+
+def _collect(request: CallRequest, clock: Clock) -> CallResponse:
+    """Read a stream into one response, so that a timeout leaves what has arrived."""
+    tap = Tap(request, clock)
+    source = _chunks(request, tap, clock)
+    try:
+        for chunk in source:
+            tap.collect(chunk)
+    except LimitReachedError:
+        return as_partial(request.endpoint.assemble(tap.chunks, tap.text, request))
+    finally:
+        source.close()
+    return request.endpoint.assemble(tap.chunks, tap.text, request)
+
+
+def _stream(request: CallRequest, clock: Clock) -> Generator[Any, None, CallResponse]:
+    attempt = begin(request, clock)
+    tap = Tap(request, clock)
+    source = _chunks(request, tap, clock)
+    try:
+        for chunk in source:
+            yield from tap.take(chunk)
+        yield from tap.rest()
+        return succeed(attempt, request.endpoint.finish(tap.chunks, tap.text, request), clock)
+    except BaseException as error:
+        fail(attempt, error, clock)
+        if isinstance(error, LimitReachedError):
+            if request.limits.keep_partial:
+                yield from tap.rest()
+                return as_partial(request.endpoint.finish(tap.chunks, tap.text, request))
+            raise error.as_error(request, attempt, tap.text) from None
+        raise
+    finally:
+        source.close()
+
+
+def _chunks(request: CallRequest, tap: Tap, clock: Clock) -> Generator[Any, None, None]:
+    """The provider's chunks, each waited for no longer than the limits allow."""
+    limits = request.limits
+    if limits.call is None and limits.first_token is None and limits.idle is None:
+        source = request.endpoint.stream(request)
+        try:
+            yield from source
+        finally:
+            close = getattr(source, "close", None)
+            if close is not None:
+                close()
+        return
+    waits, pump = Waits(limits), Pump(partial(request.endpoint.stream, request))
+    try:
+        while True:
+            wait, kind = waits.next(tap.has_content)
+            before = clock.now()
+            try:
+                chunk = pump.get(wait)
+            except queue.Empty:
+                raise LimitReachedError(kind) from None
+            except StopIteration:
+                return
+            waits.spend(clock.now() - before)
+            yield chunk
+    finally:
+        with suppress(Exception):
+            pump.stop()
+
+
+__all__ = ["run", "run_stream"]

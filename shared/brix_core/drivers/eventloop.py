@@ -1,0 +1,223 @@
+"""The drivers for asyncio callers: one answer, or a stream."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from functools import partial
+from typing import Any
+
+from brix_core.call import CallRequest, CallResponse
+from brix_core.clock import Clock
+from brix_core.drivers.alarm import Alarm
+from brix_core.drivers.attempts import LimitReachedError, Tap, Waits, as_partial, begin, fail, succeed
+from brix_core.flow import Effect, Flow, ModelCall, Sleep
+
+
+async def arun(flow: Flow, clock: Clock) -> CallResponse:
+    """Drive a flow to its response on the event loop."""
+    value: Any = None
+    error: BaseException | None = None
+    try:
+        while True:
+            try:
+                effect = flow.send(value) if error is None else flow.throw(error)
+            except StopIteration as stop:
+                response: CallResponse = stop.value
+                return response
+            value = error = None
+            try:
+                if isinstance(effect, ModelCall):
+                    value = await _call(effect.request, clock)
+                else:
+                    value = await _perform(effect, clock)
+            except BaseException as raised:  # thrown into the flow, which re-raises what it does not handle
+                error = raised
+    finally:
+        error = None  # no cycle through the traceback
+        flow.close()
+
+
+async def arun_stream(flow: Flow, clock: Clock) -> AsyncIterator[Any]:
+    """Drive a flow, and give the consumer its chunks as they come."""
+    value: Any = None
+    error: BaseException | None = None
+    stream: _Stream | None = None
+    try:
+        while True:
+            try:
+                effect = flow.send(value) if error is None else flow.throw(error)
+            except StopIteration as stop:
+                if stream is not None and not stream.request.call.streamed:
+                    for chunk in stream.request.endpoint.as_chunks(stop.value):
+                        yield chunk
+                return
+            value = error = None
+            try:
+                if isinstance(effect, ModelCall):
+                    stream = _Stream(effect.request, clock)
+                    async for ready in stream:
+                        for chunk in ready:
+                            yield chunk
+                    value = stream.response
+                else:
+                    value = await _perform(effect, clock)
+            except GeneratorExit as left:
+                if stream is not None:
+                    stream.abandon(left)
+                raise
+            except BaseException as raised:  # thrown into the flow, which re-raises what it does not handle
+                error = raised
+                if stream is not None:
+                    error = stream.failed(raised)
+                    await stream.aclose()
+    finally:
+        error = None
+        flow.close()  # first: it releases what the call held, whatever becomes of the loop
+        if stream is not None:
+            await stream.aclose()
+
+
+async def _perform(effect: Effect, clock: Clock) -> Any:
+    if isinstance(effect, Sleep):
+        return await clock.asleep(effect.seconds, effect.wakeup)
+    if isinstance(effect, ModelCall):
+        raise TypeError("a model call is not performed here")
+    if effect.blocking:
+        return await asyncio.to_thread(effect.operation, *effect.arguments)
+    return effect.operation(*effect.arguments)
+
+
+async def _call(request: CallRequest, clock: Clock) -> CallResponse:
+    attempt = begin(request, clock)
+    limits = request.limits
+    try:
+        if limits.keep_partial and request.endpoint.streams:
+            return succeed(attempt, await _collect(request, clock), clock)
+        if limits.call is None:
+            return succeed(attempt, await request.endpoint.acall(request), clock)
+        alarm = Alarm()
+        try:
+            response = await alarm.wait(partial(request.endpoint.acall, request), limits.call, limits.call_kind)
+        finally:
+            alarm.close()
+        return succeed(attempt, response, clock)
+    except BaseException as error:
+        fail(attempt, error, clock)
+        if isinstance(error, LimitReachedError):
+            if limits.keep_partial:
+                return as_partial(request.endpoint.assemble([], "", request))
+            raise error.as_error(request, attempt) from None
+        raise
+
+
+async def _collect(request: CallRequest, clock: Clock) -> CallResponse:
+    """Read a stream into one response, so that a timeout leaves what has arrived."""
+    tap, source = Tap(request, clock), _Source(request)
+    try:
+        while True:
+            try:
+                tap.collect(await source.next(tap.has_content))
+            except StopAsyncIteration:
+                return request.endpoint.assemble(tap.chunks, tap.text, request)
+            except LimitReachedError:
+                return as_partial(request.endpoint.assemble(tap.chunks, tap.text, request))
+    finally:
+        await source.aclose()
+
+
+class _Source:
+    """The provider's chunks, each waited for no longer than the limits allow."""
+
+    __slots__ = ("_alarm", "_chunks", "_loop", "_next", "_waits", "next")
+
+    def __init__(self, request: CallRequest) -> None:
+        limits = request.limits
+        self._chunks = request.endpoint.astream(request)
+        self._next = self._chunks.__anext__
+        limited = limits.call is not None or limits.first_token is not None or limits.idle is not None
+        self._waits = Waits(limits) if limited else None
+        self._alarm = Alarm() if limited else None
+        self._loop = asyncio.get_running_loop()
+        self.next = self._limited if limited else self._unlimited
+
+    async def _unlimited(self, has_content: bool) -> Any:
+        return await self._next()
+
+    async def _limited(self, has_content: bool) -> Any:
+        assert self._waits is not None and self._alarm is not None  # noqa: S101 - by construction
+        wait, kind = self._waits.next(has_content)
+        before = self._loop.time()
+        chunk = await self._alarm.wait(self._next, wait, kind)
+        self._waits.spend(self._loop.time() - before)
+        return chunk
+
+    async def aclose(self) -> None:
+        if self._alarm is not None:
+            self._alarm.close()
+        close = getattr(self._chunks, "aclose", None)
+        if close is not None:
+            await close()
+
+
+class _Stream:
+    """One streamed attempt: an async iterator over what may go to the consumer at a time."""
+
+    def __init__(self, request: CallRequest, clock: Clock) -> None:
+        self.request = request
+        self.response: CallResponse | None = None
+        self._clock = clock
+        self._attempt = begin(request, clock)
+        self._tap = Tap(request, clock)
+        self._source: _Source | None = None
+        self._ended = False
+
+    def __aiter__(self) -> _Stream:
+        return self
+
+    async def __anext__(self) -> Sequence[Any]:
+        if self._ended:
+            raise StopAsyncIteration
+        if self._source is None:
+            self._source = _Source(self.request)
+        try:
+            chunk = await self._source.next(self._tap.has_content)
+        except StopAsyncIteration:
+            self._ended = True
+            response = self.request.endpoint.finish(self._tap.chunks, self._tap.text, self.request)
+            self.response = succeed(self._attempt, response, self._clock)
+        except LimitReachedError as error:
+            if not self.request.limits.keep_partial:
+                raise
+            self._ended = True
+            fail(self._attempt, error, self._clock)
+            self.response = as_partial(
+                self.request.endpoint.finish(self._tap.chunks, self._tap.text, self.request)
+            )
+        else:
+            return self._tap.take(chunk)
+        await self.aclose()
+        return self._tap.rest()
+
+    def failed(self, error: BaseException) -> BaseException:
+        """Note a failure; returns what to throw into the flow."""
+        if self._attempt.outcome is None:
+            fail(self._attempt, error, self._clock)
+        if isinstance(error, LimitReachedError):
+            return error.as_error(self.request, self._attempt, self._tap.text)
+        return error
+
+    def abandon(self, left: GeneratorExit) -> None:
+        """Note that the consumer went away."""
+        if self._attempt.outcome is None:
+            fail(self._attempt, left, self._clock)
+
+    async def aclose(self) -> None:
+        """Close the provider's stream."""
+        source, self._source = self._source, None
+        if source is not None:
+            self._ended = True
+            await source.aclose()
+
+
+__all__ = ["arun", "arun_stream"]

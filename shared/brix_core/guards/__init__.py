@@ -1,0 +1,27 @@
+"""The guards: one failure mode, one guard, one file."""
+
+from brix_core.guards.budget import BrixBudgetWarning, BudgetConfig, BudgetGuard
+from brix_core.guards.circuit_breaker import CircuitBreakerConfig, CircuitBreakerGuard
+from brix_core.guards.failover import FailoverGuard
+from brix_core.guards.observability import ObservabilityConfig, ObservabilityGuard
+from brix_core.guards.rate_limit import RateLimitConfig, RateLimitGuard
+from brix_core.guards.retry import RetryConfig, RetryGuard
+from brix_core.guards.timeout import SessionTimeout, TimeoutConfig, TimeoutGuard
+
+__all__ = [
+    "BrixBudgetWarning",
+    "BudgetConfig",
+    "BudgetGuard",
+    "CircuitBreakerConfig",
+    "CircuitBreakerGuard",
+    "FailoverGuard",
+    "ObservabilityConfig",
+    "ObservabilityGuard",
+    "RateLimitConfig",
+    "RateLimitGuard",
+    "RetryConfig",
+    "RetryGuard",
+    "SessionTimeout",
+    "TimeoutConfig",
+    "TimeoutGuard",
+]

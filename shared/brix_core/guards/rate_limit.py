@@ -1,0 +1,285 @@
+"""RateLimitGuard: in any window, calls started <= rate x window + burst (G3).
+
+A token bucket for requests, another for tokens, both decided at once. Callers wait in line, first come
+first served: only the head of the line asks the bucket, and whoever leaves the line, served or cancelled,
+wakes the next. On a 429 the rate is reduced; after a quiet while it recovers step by step.
+
+Tokens are taken before the call (prompt and output cap) and corrected after it by what was really used;
+an underestimate becomes a debt that later calls wait for.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import deque
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from brix_core import checks
+from brix_core.call import CallRequest, CallResponse
+from brix_core.clock import Clock, Wakeup
+from brix_core.errors import BrixConfigurationError, BrixRateLimitError, BrixTimeoutError
+from brix_core.failures import classify
+from brix_core.flow import Effect, Flow, Proceed, Sleep, StoreOp
+from brix_core.store.base import Demand, Store
+
+ASSUMED_OUTPUT_TOKENS: Final = 1_024
+"""Output taken from the token bucket for a call without an output cap, until its usage is known."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RateLimitConfig:
+    """Options of the rate-limit guard.
+
+    Attributes:
+        requests_per_minute: Most requests per minute. Activates the guard.
+        tokens_per_minute: Most tokens (input and output) per minute. Activates the guard.
+        burst_capacity: Requests that may start at once; one second's worth, at least 1, by default.
+            The token bucket holds one minute's worth.
+        rate_limit_scope: Whether each session has its own rate, or all share the provider's.
+        adaptive_rate_limiting: Reduce the rate on a 429.
+        min_rate_floor: The rate never drops below this fraction.
+        rate_reduction_factor: Multiplies the rate on each 429.
+        rate_recovery_factor: Multiplies it for each quiet window.
+        recovery_window_seconds: A quiet window: time without a 429.
+    """
+
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
+    burst_capacity: int | None = None
+    rate_limit_scope: Literal["session", "provider"] = "session"
+    adaptive_rate_limiting: bool = True
+    min_rate_floor: float = 0.1
+    rate_reduction_factor: float = 0.5
+    rate_recovery_factor: float = 1.05
+    recovery_window_seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        if self.requests_per_minute is None and self.tokens_per_minute is None:
+            raise BrixConfigurationError("a rate limit needs requests_per_minute or tokens_per_minute")
+        if self.requests_per_minute is not None:
+            checks.positive("requests_per_minute", self.requests_per_minute)
+        if self.tokens_per_minute is not None:
+            checks.positive("tokens_per_minute", self.tokens_per_minute)
+        if self.burst_capacity is not None:
+            checks.whole("burst_capacity", self.burst_capacity, 1)
+        checks.one_of("rate_limit_scope", self.rate_limit_scope, ("session", "provider"))
+        checks.flag("adaptive_rate_limiting", self.adaptive_rate_limiting)
+        checks.fraction("min_rate_floor", self.min_rate_floor)
+        checks.fraction("rate_reduction_factor", self.rate_reduction_factor)
+        checks.at_least("rate_recovery_factor", self.rate_recovery_factor, 1.0)
+        checks.positive("recovery_window_seconds", self.recovery_window_seconds)
+
+
+class RateLimitGuard:
+    """Waits until the rate allows the call. See the module's docstring.
+
+    Args:
+        config: Its options.
+        store: Where the buckets are.
+        clock: The time.
+    """
+
+    name = "rate_limit"
+
+    def __init__(self, config: RateLimitConfig, store: Store, clock: Clock) -> None:
+        self.config = config
+        self._store = store
+        self._clock = clock
+        self._lines = _Lines()
+        self._paces: dict[str, _Pace] = {}
+        per_second = (config.requests_per_minute or 0.0) / 60.0
+        self._burst = float(config.burst_capacity or max(1, math.floor(per_second)))
+
+    def flow(self, request: CallRequest, proceed: Proceed) -> Flow:
+        """Guard one attempt."""
+        key = self._key(request)
+        pace = self._pace(key)
+        tokens = self._tokens(request)
+        yield from self._wait(request, key, pace, tokens)
+        used = 0.0
+        sent = len(request.call.attempts)
+        try:
+            response = yield from proceed(request)
+            used = _used(response, tokens)
+            return response
+        except Exception as error:
+            if self.config.adaptive_rate_limiting and classify(error).rate_limited:
+                pace.slow_down(self._clock.now())
+                request.call.decide("rate_limit", "slowed", factor=pace.factor)
+            used = tokens
+            raise
+        except BaseException:
+            used = tokens
+            raise
+        finally:
+            if tokens and len(request.call.attempts) > sent and used != tokens:
+                self._store.give(self._clock.now(), [self._token_demand(key, pace.factor, tokens - used)])
+
+    def _wait(self, request: CallRequest, key: str, pace: _Pace, tokens: float) -> Generator[Effect, Any, None]:
+        """Stand in line until the buckets give what the call needs."""
+        arrived = self._clock.now()
+        ticket = self._lines.join(key)
+        try:
+            while True:
+                if not ticket.is_head:
+                    yield Sleep(self._patience(request), ticket.wakeup)
+                    self._check_deadline(request)
+                    continue
+                now = self._clock.now()
+                demands = self._demands(key, pace.at(now), tokens)
+                wait: float = yield StoreOp(self._store.take, (now, demands), self._store.blocking)
+                if wait <= 0.0:
+                    break
+                if request.deadline is not None and now + wait > request.deadline:
+                    raise self._too_late(request, wait)
+                yield Sleep(wait)
+        finally:
+            ticket.leave()
+        waited = self._clock.now() - arrived
+        if waited > 0.001:
+            request.call.decide("rate_limit", "waited", seconds=round(waited, 6))
+
+    def _demands(self, key: str, factor: float, tokens: float) -> Sequence[Demand]:
+        demands = []
+        if self.config.requests_per_minute is not None:
+            rate = self.config.requests_per_minute / 60.0 * factor
+            demands.append(Demand(f"{key}:requests", 1.0, rate, self._burst))
+        if tokens:
+            demands.append(self._token_demand(key, factor, tokens))
+        return demands
+
+    def _token_demand(self, key: str, factor: float, tokens: float) -> Demand:
+        limit = self.config.tokens_per_minute or 0.0
+        return Demand(f"{key}:tokens", tokens, limit / 60.0 * factor, limit)
+
+    def _tokens(self, request: CallRequest) -> float:
+        limit = self.config.tokens_per_minute
+        if limit is None:
+            return 0.0
+        cap = request.requested_cap
+        output = ASSUMED_OUTPUT_TOKENS if cap is None else cap
+        prompt = request.prompt_tokens()
+        needed = prompt + output * max(1, request.endpoint.choices(request.params))
+        if cap is None:
+            needed = max(prompt, min(needed, int(limit)))
+        if needed > limit:
+            raise BrixRateLimitError(
+                f"one call of {prompt} prompt tokens and up to {needed - prompt} of output needs more than "
+                f"tokens_per_minute={limit:g} can ever give; raise the limit, shorten the prompt or lower max_tokens",
+                needed=needed,
+                limit=limit,
+            )
+        return float(needed)
+
+    def _key(self, request: CallRequest) -> str:
+        if self.config.rate_limit_scope == "provider":
+            return f"rate:provider:{request.endpoint.provider or request.endpoint.identity}"
+        return f"rate:session:{request.session.session_id}"
+
+    def _pace(self, key: str) -> _Pace:
+        pace = self._paces.get(key)
+        if pace is None:
+            pace = self._paces[key] = _Pace(self.config)
+            if len(self._paces) > 10_000:
+                self._paces.pop(next(iter(self._paces)), None)
+        return pace
+
+    def _patience(self, request: CallRequest) -> float:
+        return math.inf if request.deadline is None else max(0.0, request.deadline - self._clock.now())
+
+    def _check_deadline(self, request: CallRequest) -> None:
+        if request.deadline is not None and self._clock.now() >= request.deadline:
+            raise self._too_late(request, 0.0)
+
+    def _too_late(self, request: CallRequest, wait: float) -> BrixTimeoutError:
+        total = self._clock.now() - request.session.started
+        return BrixTimeoutError(
+            f"the rate limit would make this call wait {wait:.3g} s, past the end of the session's total_timeout; "
+            "raise requests_per_minute or total_timeout",
+            kind="total",
+            limit=(request.deadline or 0.0) - request.session.started,
+            elapsed=total,
+        )
+
+
+class _Pace:
+    """How much of its rate a key may use, from the 429s seen. Approximate under threads, never above 1."""
+
+    __slots__ = ("_changed", "_config", "factor")
+
+    def __init__(self, config: RateLimitConfig) -> None:
+        self._config = config
+        self._changed = 0.0
+        self.factor = 1.0
+
+    def slow_down(self, now: float) -> None:
+        self.factor = max(self._config.min_rate_floor, self.factor * self._config.rate_reduction_factor)
+        self._changed = now
+
+    def at(self, now: float) -> float:
+        if self.factor < 1.0:
+            windows = int((now - self._changed) / self._config.recovery_window_seconds)
+            if windows > 0:
+                # Past 1 nothing more is gained: a long rest must not overflow the power.
+                self.factor = min(1.0, self.factor * self._config.rate_recovery_factor ** min(windows, 10_000))
+                self._changed += windows * self._config.recovery_window_seconds
+        return self.factor
+
+
+class _Ticket:
+    """A place in line."""
+
+    __slots__ = ("_line", "_lines", "key", "wakeup")
+
+    def __init__(self, lines: _Lines, key: str, line: deque[_Ticket]) -> None:
+        self._lines = lines
+        self._line = line
+        self.key = key
+        self.wakeup = Wakeup()
+
+    @property
+    def is_head(self) -> bool:
+        return self._line[0] is self
+
+    def leave(self) -> None:
+        """Give the place back; whoever is next is woken."""
+        self._lines.leave(self, self._line)
+
+
+class _Lines:
+    """First come, first served, for each key."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lines: dict[str, deque[_Ticket]] = {}
+
+    def join(self, key: str) -> _Ticket:
+        with self._lock:
+            line = self._lines.setdefault(key, deque())
+            ticket = _Ticket(self, key, line)
+            line.append(ticket)
+            return ticket
+
+    def leave(self, ticket: _Ticket, line: deque[_Ticket]) -> None:
+        with self._lock:
+            was_head = line[0] is ticket
+            if was_head:
+                line.popleft()
+            else:
+                line.remove(ticket)
+            heir = line[0] if was_head and line else None
+            if not line and self._lines.get(ticket.key) is line:
+                del self._lines[ticket.key]
+        if heir is not None:
+            heir.wakeup.set()
+
+
+def _used(response: CallResponse, reserved: float) -> float:
+    """Tokens a call really used; what was reserved when nobody knows."""
+    return reserved if response.usage is None or response.partial else float(response.usage.total_tokens)
+
+
+__all__ = ["ASSUMED_OUTPUT_TOKENS", "RateLimitConfig", "RateLimitGuard"]

@@ -1,0 +1,147 @@
+"""RetryGuard: transient failures are tried again, fatal ones never (G9).
+
+Failures are judged by exception type and HTTP status (`brix_core.failures`). The delay before attempt n is
+drawn from the whole interval [0, min(max_backoff, backoff_base ** n)] ("full jitter", M. Brooker, "Exponential
+Backoff And Jitter", AWS Architecture Blog, 2015), but never shorter than the provider's ``Retry-After``; where
+that asks for more than the limits allow, the guard gives up at once instead of knocking too early.
+
+Nothing is tried again once a chunk of a stream has reached the consumer, and nothing unknown: control-flow
+exceptions such as LangGraph's interrupts pass through untouched.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from brix_core import checks
+from brix_core.call import CallRequest
+from brix_core.clock import Clock
+from brix_core.errors import BrixConfigurationError, BrixRetryError
+from brix_core.failures import classify
+from brix_core.flow import Flow, Proceed, Sleep
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetryConfig:
+    """Options of the retry guard.
+
+    Attributes:
+        max_retries: Further attempts after the first. Activates the guard.
+        backoff_base: Base of the exponential backoff, seconds.
+        max_backoff: Longest delay before one retry, seconds.
+        retry_budget_seconds: Longest sum of all delays of one call, seconds.
+        retry_on: Further HTTP statuses to try again.
+    """
+
+    max_retries: int
+    backoff_base: float = 2.0
+    max_backoff: float = 60.0
+    retry_budget_seconds: float = 120.0
+    retry_on: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        checks.whole("max_retries", self.max_retries, 0)
+        checks.at_least("backoff_base", self.backoff_base, 1.0)
+        checks.at_least("max_backoff", self.max_backoff, 0.0)
+        checks.at_least("retry_budget_seconds", self.retry_budget_seconds, 0.0)
+        for status in self.retry_on or ():
+            if isinstance(status, bool) or not isinstance(status, int) or not 400 <= status <= 599:
+                raise BrixConfigurationError(f"retry_on takes HTTP statuses from 400 to 599, got {status!r}")
+
+
+class RetryGuard:
+    """Tries again. See the module's docstring.
+
+    Args:
+        config: Its options.
+        clock: The time.
+        uniform: Draws from an interval; `random.uniform` by default.
+    """
+
+    name = "retry"
+
+    def __init__(
+        self, config: RetryConfig, clock: Clock, uniform: Callable[[float, float], float] = random.uniform
+    ) -> None:
+        self.config = config
+        self._clock = clock
+        self._uniform = uniform
+        self._statuses = frozenset(config.retry_on or ())
+
+    def flow(self, request: CallRequest, proceed: Proceed) -> Flow:
+        """Guard one call to one endpoint."""
+        history: list[dict[str, Any]] = []
+        waited = 0.0
+        for attempt in range(self.config.max_retries + 1):
+            try:
+                return (yield from proceed(request))
+            except Exception as error:
+                delay = self._delay_or_raise(error, request, attempt, waited, history)
+            waited += delay
+            yield Sleep(delay)
+        raise AssertionError("the last attempt returns or raises")
+
+    def _delay_or_raise(
+        self, error: Exception, request: CallRequest, attempt: int, waited: float, history: list[dict[str, Any]]
+    ) -> float:
+        """Seconds until the next attempt; re-raises `error` when it is fatal, or tells why there is none."""
+        failure = classify(error, also_retry=self._statuses, now=self._clock.time())
+        if not failure.retryable or request.call.streamed:
+            raise error
+        history.append(
+            {
+                "attempt": attempt + 1,
+                "endpoint": request.endpoint.identity,
+                "error": type(error).__name__,
+                "status": failure.status,
+                "retry_after": failure.retry_after,
+            }
+        )
+        request.call.metadata["retry_history"] = history
+        if attempt >= self.config.max_retries:
+            raise self._give_up(error, history, "attempts", f"max_retries={self.config.max_retries} is used up")
+        delay = self._uniform(0.0, min(self.config.max_backoff, _power(self.config.backoff_base, attempt)))
+        asked = failure.retry_after or 0.0
+        if asked > self.config.max_backoff:
+            reason = f"the provider asks to wait {asked:g} s, longer than max_backoff={self.config.max_backoff:g} s"
+            raise self._give_up(error, history, "retry_after", reason)
+        delay = max(delay, asked)
+        if waited + delay > self.config.retry_budget_seconds:
+            reason = f"retry_budget_seconds={self.config.retry_budget_seconds:g} would be exceeded"
+            raise self._give_up(error, history, "budget", reason)
+        if request.deadline is not None and self._clock.now() + delay > request.deadline:
+            raise self._give_up(error, history, "deadline", "the session's total_timeout would be exceeded")
+        history[-1]["delay"] = delay
+        request.call.decide("retry", "waiting", seconds=round(delay, 6), error=type(error).__name__)
+        return delay
+
+    def _give_up(
+        self,
+        error: Exception,
+        history: Sequence[dict[str, Any]],
+        reason: Literal["attempts", "budget", "retry_after", "deadline"],
+        why: str,
+    ) -> BrixRetryError:
+        if self.config.max_retries == 0:
+            raise error
+        failed = BrixRetryError(
+            f"gave up after {len(history)} attempt(s): {why}. Last failure: {type(error).__name__}: {error}",
+            attempts=len(history),
+            reason=reason,
+            last_error=error,
+        )
+        failed.__cause__ = error
+        return failed
+
+
+def _power(base: float, exponent: int) -> float:
+    try:
+        return base**exponent
+    except OverflowError:
+        return float("inf")
+
+
+__all__ = ["RetryConfig", "RetryGuard"]

@@ -1,0 +1,139 @@
+"""A model behind its guards: what every surface (BRIX.wrap, LangChain, LlamaIndex) drives.
+
+From a framework's call to the provider and back: the surface makes a request (`Pipeline.request`), a driver
+runs it through the guards (`Pipeline.call`, `acall`, `stream`, `astream`), the innermost guard's request reaches
+the `Endpoint`, and the response comes back the same way.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from brix_core.call import CallRequest, CallResponse, Endpoint, LogicalCall
+from brix_core.clock import Clock, SystemClock
+from brix_core.conversation import Conversation
+from brix_core.drivers import arun, arun_stream, run, run_stream
+from brix_core.flow import Guard, compose, in_order
+from brix_core.guards.budget import BudgetGuard
+from brix_core.guards.circuit_breaker import CircuitBreakerGuard
+from brix_core.guards.failover import FailoverGuard
+from brix_core.guards.observability import ObservabilityGuard
+from brix_core.guards.rate_limit import RateLimitGuard
+from brix_core.guards.retry import RetryGuard
+from brix_core.guards.timeout import SessionTimeout, TimeoutGuard
+from brix_core.options import Parsed
+from brix_core.session import Session, Sessions
+from brix_core.store import Store, default_store
+
+
+class Pipeline:
+    """Guards in their order around endpoints.
+
+    Args:
+        options: Checked options.
+        fallbacks: The endpoints of ``options.fallbacks``, made by the surface.
+    """
+
+    def __init__(self, options: Parsed, fallbacks: Sequence[Endpoint] = ()) -> None:
+        self.clock: Clock = options.clock or SystemClock()
+        self.store: Store = options.store or default_store()
+        self.sessions = Sessions(self.clock, options.session_id)
+        guards = _call_ring(options, fallbacks, self.store, self.clock)
+        active = (guard.name for guard in in_order(guards) if not isinstance(guard, SessionTimeout))
+        self.names: tuple[str, ...] = (ObservabilityGuard.name, *active)
+        self.traces = ObservabilityGuard(options.configs["observability"], self.clock, self.names)
+        self.guards: tuple[Guard, ...] = tuple(in_order([self.traces, *guards]))
+        self._proceed = compose(self.guards)
+
+    def request(
+        self,
+        endpoint: Endpoint,
+        messages: Iterable[Any],
+        params: Mapping[str, Any],
+        *,
+        stream: bool = False,
+        session_id: str | None = None,
+    ) -> CallRequest:
+        """Begin a logical call.
+
+        Args:
+            endpoint: Where it goes first.
+            messages: The framework's own messages.
+            params: The provider's parameters, passed on untouched.
+            stream: Whether chunks are wanted.
+            session_id: The session, when the framework's configuration names one.
+        """
+        session = self.sessions.resolve(session_id)
+        call = LogicalCall(
+            run_id=_uuid4(), session=session, started=self.clock.now(), started_at=self.clock.time()
+        )
+        session.call_count += 1
+        session.run_id = call.run_id
+        return CallRequest(
+            call=call,
+            conversation=Conversation(messages, endpoint.codec, session.prefix),
+            endpoint=endpoint,
+            params=params,
+            stream=stream,
+        )
+
+    def call(self, request: CallRequest) -> CallResponse:
+        """Run a call in this thread."""
+        return run(self._proceed(request), self.clock)
+
+    async def acall(self, request: CallRequest) -> CallResponse:
+        """Run a call on the event loop."""
+        return await arun(self._proceed(request), self.clock)
+
+    def stream(self, request: CallRequest) -> Iterator[Any]:
+        """Run a streamed call in this thread; gives the endpoint's own chunks."""
+        return run_stream(self._proceed(request), self.clock)
+
+    def astream(self, request: CallRequest) -> AsyncIterator[Any]:
+        """Run a streamed call on the event loop; gives the endpoint's own chunks."""
+        return arun_stream(self._proceed(request), self.clock)
+
+    def with_fallbacks(self, fallbacks: Sequence[Endpoint]) -> Pipeline:
+        """The same pipeline, its state shared, with other endpoints in its failover chain."""
+        twin = copy.copy(self)
+        twin.guards = tuple(
+            FailoverGuard(fallbacks) if isinstance(guard, FailoverGuard) else guard for guard in self.guards
+        )
+        twin._proceed = compose(twin.guards)
+        return twin
+
+    def session(self, session_id: str | None = None) -> Session:
+        """The session a call would belong to now."""
+        return self.sessions.resolve(session_id)
+
+
+def _uuid4() -> str:
+    """A random UUID, version 4 (RFC 9562), as text; five times as fast as going through `uuid.UUID`."""
+    h = os.urandom(16).hex()
+    return f"{h[:8]}-{h[8:12]}-4{h[13:16]}-{'89ab'[int(h[16], 16) & 3]}{h[17:20]}-{h[20:]}"
+
+
+def _call_ring(
+    options: Parsed, fallbacks: Sequence[Endpoint], store: Store, clock: Clock
+) -> list[Guard]:
+    configs = options.configs
+    guards: list[Guard] = []
+    if fallbacks:
+        guards.append(FailoverGuard(fallbacks))
+    if "timeout" in configs:
+        guards += [SessionTimeout(configs["timeout"], clock), TimeoutGuard(configs["timeout"], clock)]
+    if "retry" in configs:
+        guards.append(RetryGuard(configs["retry"], clock))
+    if "circuit_breaker" in configs:
+        guards.append(CircuitBreakerGuard(configs["circuit_breaker"], store, clock))
+    if "budget" in configs:
+        guards.append(BudgetGuard(configs["budget"], store))
+    if "rate_limit" in configs:
+        guards.append(RateLimitGuard(configs["rate_limit"], store, clock))
+    return guards
+
+
+__all__ = ["Pipeline"]
