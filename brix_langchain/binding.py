@@ -1,8 +1,8 @@
 """Binding tools and schemas to the guard instead of to the model behind it.
 
-``inner.bind_tools(...)`` and ``inner.with_structured_output(...)`` return runnables that hold the inner model: using
-them as they are would bypass every guard, unnoticed. So the arguments they bind are read off, and in a composed
-runnable the inner model is replaced wherever it stands. Where it cannot be found, that is an error.
+``inner.bind_tools(...)`` and ``inner.with_structured_output(...)`` return runnables that hold the inner
+model: using them as they are would bypass every guard, unnoticed. So it is replaced wherever it stands.
+Where it cannot be found, that is an error.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def bound_arguments(model: BaseChatModel, runnable: Runnable[Any, Any]) -> dict[
     """The arguments that `runnable` binds to `model`.
 
     Raises:
-        BrixConfigurationError: The model was not found in it, or is bound with a configuration of its own.
+        BrixConfigurationError: The model was not found in it, or is found more than once.
     """
     bindings = list(_bindings(runnable, model))
     if len(bindings) != 1:
@@ -40,7 +40,9 @@ def rebind(runnable: Runnable[Any, Any], model: BaseChatModel, guarded: BaseChat
     if isinstance(runnable, RunnableBinding):
         return runnable.model_copy(update={"bound": rebind(runnable.bound, model, guarded)})
     if isinstance(runnable, RunnableSequence):
-        return RunnableSequence(*(rebind(step, model, guarded) for step in runnable.steps), name=runnable.name)
+        return RunnableSequence(
+            *(rebind(step, model, guarded) for step in runnable.steps), name=runnable.name
+        )
     if isinstance(runnable, RunnableParallel):
         return RunnableParallel({key: rebind(step, model, guarded) for key, step in runnable.steps__.items()})
     return runnable

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
@@ -21,8 +21,9 @@ from typing_extensions import override
 from brix_core.call import CallRequest, CallResponse
 from brix_core.errors import BrixConfigurationError
 from brix_core.pipeline import Pipeline
-from brix_core.session import Session, session
+from brix_core.session import Session
 from brix_langchain.binding import bound_arguments, rebind
+from brix_langchain.caching import without_partial_answers
 from brix_langchain.endpoint import ChatModelEndpoint
 from brix_langchain.sessions import session_of
 
@@ -39,6 +40,10 @@ _TAKEN_OVER = (
     "name",
 )
 """Settings of the inner model that LangChain reads on the model it is given."""
+
+_SESSION: Final = "_brix_session"
+"""How the outer methods, which know the configuration, tell the hooks whose call it is. Taken out wherever
+LangChain hands arguments on, so that neither caches nor traces see it."""
 
 
 class GuardedChatModel(BaseChatModel):
@@ -60,14 +65,28 @@ class GuardedChatModel(BaseChatModel):
         _pipeline: Pipeline
         _endpoint: ChatModelEndpoint
         _fallbacks: tuple[ChatModelEndpoint, ...]
+        _keeps_partial: bool
 
     def __init__(
-        self, endpoint: ChatModelEndpoint, fallbacks: Sequence[ChatModelEndpoint], pipeline: Pipeline
+        self,
+        endpoint: ChatModelEndpoint,
+        fallbacks: Sequence[ChatModelEndpoint],
+        pipeline: Pipeline,
+        *,
+        keeps_partial: bool = False,
     ) -> None:
         inner = endpoint.inner
-        taken = {name: getattr(inner, name) for name in _TAKEN_OVER if getattr(inner, name, None) is not None}
-        super().__init__(inner=inner, **taken)
-        self.__dict__.update(_endpoint=endpoint, _fallbacks=tuple(fallbacks), _pipeline=pipeline)
+        fields: dict[str, Any] = {"inner": inner}
+        fields |= {
+            name: getattr(inner, name) for name in _TAKEN_OVER if getattr(inner, name, None) is not None
+        }
+        super().__init__(**fields)
+        self.__dict__.update(
+            _endpoint=endpoint,
+            _fallbacks=tuple(fallbacks),
+            _pipeline=pipeline,
+            _keeps_partial=keeps_partial,
+        )
 
     # What the guards know
 
@@ -119,7 +138,9 @@ class GuardedChatModel(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        return self._pipeline.stream(self._request(messages, stop, run_manager, kwargs, stream=True))
+        request = self._request(messages, stop, run_manager, kwargs, stream=True)
+        chunks = self._pipeline.stream(request)
+        return _ended(chunks, request) if self._keeps_partial else chunks
 
     @override
     def _astream(
@@ -129,7 +150,9 @@ class GuardedChatModel(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        return self._pipeline.astream(self._request(messages, stop, run_manager, kwargs, stream=True))
+        request = self._request(messages, stop, run_manager, kwargs, stream=True)
+        chunks = self._pipeline.astream(request)
+        return _aended(chunks, request) if self._keeps_partial else chunks
 
     def _request(
         self,
@@ -143,45 +166,45 @@ class GuardedChatModel(BaseChatModel):
         params: dict[str, Any] = {"stop": stop, **kwargs}
         if run_manager is not None:
             params["run_manager"] = run_manager
-        return self._pipeline.request(
-            self._endpoint, messages, params, stream=stream, session_id=session_of(None)
-        )
+        name = params.pop(_SESSION, None) or session_of(None)
+        return self._pipeline.request(self._endpoint, messages, params, stream=stream, session_id=name)
 
     # Whose call it is: LangChain tells only the outer methods
 
     @override
-    def invoke(self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any) -> AIMessage:
-        name = session_of(config)
-        if name is None:
-            return super().invoke(input, config, **kwargs)
-        with session(name):
-            return super().invoke(input, config, **kwargs)
+    def invoke(
+        self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> AIMessage:
+        return super().invoke(input, config, **_named(config, kwargs))
 
     @override
     async def ainvoke(
         self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
     ) -> AIMessage:
-        name = session_of(config)
-        if name is None:
-            return await super().ainvoke(input, config, **kwargs)
-        with session(name):
-            return await super().ainvoke(input, config, **kwargs)
+        return await super().ainvoke(input, config, **_named(config, kwargs))
 
     @override
     def stream(
         self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
     ) -> Iterator[AIMessageChunk]:
-        chunks = super().stream(input, config, **kwargs)
-        name = session_of(config)
-        return chunks if name is None else _begun_in(name, chunks)
+        return super().stream(input, config, **_named(config, kwargs))
 
     @override
     def astream(
         self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
     ) -> AsyncIterator[AIMessageChunk]:
-        chunks = super().astream(input, config, **kwargs)
-        name = session_of(config)
-        return chunks if name is None else _abegun_in(name, chunks)
+        return super().astream(input, config, **_named(config, kwargs))
+
+    @override
+    def stream_events(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        # The older versions come by `stream`; the newest opens its run by itself.
+        named = _named(config, kwargs) if kwargs.get("version") == "v3" else kwargs
+        return super().stream_events(input, config, **named)
+
+    @override
+    def astream_events(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        named = _named(config, kwargs) if kwargs.get("version") == "v3" else kwargs
+        return super().astream_events(input, config, **named)
 
     # Tools and structured output: bound to the guard, never to the model behind it
 
@@ -195,19 +218,24 @@ class GuardedChatModel(BaseChatModel):
     ) -> Runnable[LanguageModelInput, AIMessage]:
         if tool_choice is not None:
             kwargs["tool_choice"] = tool_choice
-        bound = bound_arguments(self.inner, self.inner.bind_tools(tools, **kwargs))
-        return self._with_fallbacks_bound(
-            bound,
+        binding = self.inner.bind_tools(tools, **kwargs)
+        model = self._with_fallbacks_bound(
+            bound_arguments(self.inner, binding),
             lambda fallback: bound_arguments(fallback, fallback.bind_tools(tools, **kwargs)),
-        ).bind(**bound)
+        )
+        return rebind(binding, self.inner, model)
 
     @override
     def with_structured_output(
         self, schema: dict[str, Any] | type, *, include_raw: bool = False, **kwargs: Any
     ) -> Runnable[LanguageModelInput, Any]:
-        if any(type(fallback.inner) is not type(self.inner) for fallback in self._fallbacks):
-            # Only tool calls look alike whichever provider answers.
-            kwargs.setdefault("method", "function_calling")
+        mixed = any(type(fallback.inner) is not type(self.inner) for fallback in self._fallbacks)
+        # Only tool calls look alike whichever provider answers.
+        if mixed and kwargs.setdefault("method", "function_calling") != "function_calling":
+            raise BrixConfigurationError(
+                f"method={kwargs['method']!r} is read in each provider's own way, and the fallbacks are of "
+                "another provider; leave method out, or pass method='function_calling'"
+            )
         chain = self.inner.with_structured_output(schema, include_raw=include_raw, **kwargs)
         model = self._with_fallbacks_bound(
             bound_arguments(self.inner, chain),
@@ -254,10 +282,28 @@ class GuardedChatModel(BaseChatModel):
         return cast(dict[str, Any], dumpd(self.inner))
 
     def _get_invocation_params(self, stop: list[str] | None = None, **kwargs: Any) -> dict[str, Any]:
+        kwargs.pop(_SESSION, None)
         return self.inner._get_invocation_params(stop=stop, **kwargs)
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
+        kwargs.pop(_SESSION, None)
         return self.inner._get_ls_params(stop=stop, **kwargs)
+
+    def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
+        """The cache key: the wrapped model's own, and whoever else may answer."""
+        kwargs.pop(_SESSION, None)
+        own = self.inner._get_llm_string(stop=stop, **kwargs)
+        return "|".join((own, *(fallback.identity for fallback in self._fallbacks)))
+
+    def _generate_with_cache(self, messages: list[BaseMessage], *args: Any, **kwargs: Any) -> ChatResult:
+        asked = without_partial_answers(self) if self._keeps_partial else self
+        return super(GuardedChatModel, asked)._generate_with_cache(messages, *args, **kwargs)
+
+    def _agenerate_with_cache(
+        self, messages: list[BaseMessage], *args: Any, **kwargs: Any
+    ) -> Coroutine[Any, Any, ChatResult]:
+        asked = without_partial_answers(self) if self._keeps_partial else self
+        return super(GuardedChatModel, asked)._agenerate_with_cache(messages, *args, **kwargs)
 
     def _combine_llm_outputs(self, llm_outputs: list[dict[str, Any] | None]) -> dict[str, Any]:
         return self.inner._combine_llm_outputs(llm_outputs)
@@ -265,7 +311,9 @@ class GuardedChatModel(BaseChatModel):
     def _should_stream(self, *, async_api: bool, run_manager: Any = None, **kwargs: Any) -> bool:
         return self.inner._should_stream(async_api=async_api, run_manager=run_manager, **kwargs)
 
-    def _should_use_protocol_streaming(self, *, async_api: bool, run_manager: Any = None, **kwargs: Any) -> bool:
+    def _should_use_protocol_streaming(
+        self, *, async_api: bool, run_manager: Any = None, **kwargs: Any
+    ) -> bool:
         return self._endpoint.streams and self.inner._should_use_protocol_streaming(
             async_api=async_api, run_manager=run_manager, **kwargs
         )
@@ -296,8 +344,8 @@ class GuardedChatModel(BaseChatModel):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise BrixConfigurationError(
-            "a guarded model cannot be pickled: its budget and limits are live state. Pickle the model it wraps and "
-            "guard it again on the other side, with a shared store"
+            "a guarded model cannot be pickled: its budget and limits are live state. Pickle the model it "
+            "wraps and guard it again on the other side, with a shared store"
         )
 
 
@@ -309,24 +357,40 @@ def _result(response: CallResponse) -> ChatResult:
     return result
 
 
-def _begun_in(name: str, chunks: Iterator[AIMessageChunk]) -> Iterator[AIMessageChunk]:
-    """Take the first step inside the session: that is when the call begins."""
-    with session(name):
-        first = next(chunks, None)
-    if first is not None:
-        yield first
-        yield from chunks
+def _named(config: RunnableConfig | None, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments, and the session that the configuration names."""
+    if _SESSION not in kwargs and (name := session_of(config)) is not None:
+        kwargs[_SESSION] = name
+    return kwargs
 
 
-async def _abegun_in(name: str, chunks: AsyncIterator[AIMessageChunk]) -> AsyncIterator[AIMessageChunk]:
-    """Take the first step inside the session: that is when the call begins."""
-    async with aclosing(cast(Any, chunks)) as source:
-        with session(name):
-            first = await anext(source, None)
-        if first is not None:
-            yield first
-            async for chunk in source:
-                yield chunk
+def _ended(chunks: Iterator[ChatGenerationChunk], request: CallRequest) -> Iterator[ChatGenerationChunk]:
+    """The chunks, and one that says so when a time limit ended them."""
+    yield from chunks
+    if _timed_out(request):
+        yield _timeout_chunk()
+
+
+async def _aended(
+    chunks: AsyncIterator[ChatGenerationChunk], request: CallRequest
+) -> AsyncIterator[ChatGenerationChunk]:
+    async with aclosing(cast(Any, chunks)):
+        async for chunk in chunks:
+            yield chunk
+    if _timed_out(request):
+        yield _timeout_chunk()
+
+
+def _timed_out(request: CallRequest) -> bool:
+    attempts = request.call.attempts
+    return bool(attempts) and attempts[-1].outcome == "timed_out"
+
+
+def _timeout_chunk() -> ChatGenerationChunk:
+    return ChatGenerationChunk(
+        message=AIMessageChunk(content="", chunk_position="last"),
+        generation_info={"finish_reason": "timeout"},
+    )
 
 
 __all__ = ["GuardedChatModel"]

@@ -1,21 +1,25 @@
 """A LangChain chat model as an endpoint of the core.
 
 Calls the model's *hooks* (`_generate`, `_stream` and their async twins), never `invoke`: that would start a
-second run with its own callbacks and token counts. The model works on a private copy whose own retries are off,
-so that every request that leaves passes the guards.
+second run with its own callbacks and token counts. The model works on a private copy whose own retries are
+off, so that every request that leaves passes the guards.
 """
 
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import aclosing
 from functools import cached_property
-from typing import Any, Final
+from typing import Any, Final, cast
+from urllib.parse import urlsplit
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.language_models.chat_models import generate_from_stream
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.rate_limiters import BaseRateLimiter
 
 from brix_core.call import CallRequest, CallResponse, ToolCall
 from brix_core.conversation import text_of
@@ -25,6 +29,9 @@ from brix_langchain.messages import CODEC, LangChainCodec
 
 _CAPS: Final = ("max_tokens", "max_completion_tokens", "max_output_tokens", "num_predict", "max_new_tokens")
 """Names of the output cap, LangChain's standard one first."""
+
+_NOT_SENT: Final = ("ls_structured_output_format", "structured_output_format")
+"""Bound beside a schema for LangChain's traces; LangChain takes them out before it calls a model's hooks."""
 
 _NAMES: Final = ("model_name", "model", "model_id", "deployment_name", "azure_deployment")
 _ADDRESSES: Final = ("openai_api_base", "anthropic_api_url", "azure_endpoint", "base_url", "endpoint_url")
@@ -36,20 +43,30 @@ class ChatModelEndpoint:
 
     Args:
         model: The model; its own retries should be off (`without_own_retries`).
+        fallback: Whether it stands in for another model. Then it does not take over what was said to that
+            one alone: the name of a model, and its provider's own word for the output cap.
         bound: Parameters bound to this model alone, for a fallback whose provider words tools differently.
         replaces: Parameters of the first model that `bound` takes the place of.
     """
 
     def __init__(
-        self, model: BaseChatModel, bound: Mapping[str, Any] | None = None, replaces: Sequence[str] = ()
+        self,
+        model: BaseChatModel,
+        *,
+        fallback: bool = False,
+        bound: Mapping[str, Any] | None = None,
+        replaces: Sequence[str] = (),
     ) -> None:
         self.inner = model
-        self._bound = dict(bound or {})
+        self._fallback = fallback
+        self._bound = {name: value for name, value in (bound or {}).items() if name not in _NOT_SENT}
         self._replaces = frozenset(replaces)
         self._model = next((name for name in map(self._attribute, _NAMES) if name), type(model).__name__)
         self._takes_run_manager = "run_manager" in inspect.signature(model._generate).parameters
         fields = type(model).model_fields
         self._cap_fields = tuple(name for name in _CAPS if name in fields)
+        self._cap_name = (*self._cap_fields, _CAPS[0])[0]
+        self._streams_blocking = type(model)._stream is not BaseChatModel._stream
         self._choices_field = "n" in fields
 
     def _attribute(self, name: str) -> str | None:
@@ -57,8 +74,13 @@ class ChatModelEndpoint:
         return value if isinstance(value, str) and value else None
 
     def rebound(self, bound: Mapping[str, Any], replaces: Sequence[str]) -> ChatModelEndpoint:
-        """The same model with other bound parameters."""
-        return ChatModelEndpoint(self.inner, {**self._bound, **bound}, (*self._replaces, *replaces))
+        """The same model, as a fallback with other bound parameters."""
+        return ChatModelEndpoint(
+            self.inner,
+            fallback=True,
+            bound={**self._bound, **bound},
+            replaces=(*self._replaces, *replaces),
+        )
 
     @cached_property
     def provider(self) -> str | None:
@@ -70,7 +92,7 @@ class ChatModelEndpoint:
     def identity(self) -> str:
         """Provider, model and address."""
         address = next((value for value in map(self._attribute, _ADDRESSES) if value), "")
-        return f"{self.provider}:{self._model}" + (f"@{address}" if address else "")
+        return f"{self.provider}:{self._model}" + (f"@{_without_secrets(address)}" if address else "")
 
     @property
     def codec(self) -> LangChainCodec:
@@ -80,12 +102,11 @@ class ChatModelEndpoint:
     @cached_property
     def streams(self) -> bool:
         """Whether the model implements streaming."""
-        cls = type(self.inner)
-        return cls._stream is not BaseChatModel._stream or cls._astream is not BaseChatModel._astream
+        return self._streams_blocking or type(self.inner)._astream is not BaseChatModel._astream
 
     def model(self, params: Mapping[str, Any]) -> str:
         """The model named in the call, or the model's own."""
-        named = None if self._replaces or self._bound else params.get("model")
+        named = None if self._fallback else params.get("model")
         return named if isinstance(named, str) and named else self._model
 
     def requested_cap(self, params: Mapping[str, Any]) -> int | None:
@@ -121,33 +142,36 @@ class ChatModelEndpoint:
         """One blocking request."""
         if self.inner.rate_limiter is not None:
             self.inner.rate_limiter.acquire(blocking=True)
-        return self._response(self.inner._generate(request.conversation.messages, **self._arguments(request)))
+        result = self.inner._generate(request.conversation.messages, **self._arguments(request))
+        return self._response(result, request)
 
     async def acall(self, request: CallRequest) -> CallResponse:
         """One request on the event loop."""
         if self.inner.rate_limiter is not None:
             await self.inner.rate_limiter.aacquire(blocking=True)
         result = await self.inner._agenerate(request.conversation.messages, **self._arguments(request))
-        return self._response(result)
+        return self._response(result, request)
 
     def stream(self, request: CallRequest) -> Iterator[ChatGenerationChunk]:
         """The model's own chunks."""
+        if not self._streams_blocking:
+            return iter(self.as_chunks(self.call(request)))
         if self.inner.rate_limiter is not None:
             self.inner.rate_limiter.acquire(blocking=True)
         return self.inner._stream(request.conversation.messages, **self._arguments(request))
 
-    async def astream(self, request: CallRequest) -> AsyncIterator[ChatGenerationChunk]:
+    def astream(self, request: CallRequest) -> AsyncIterator[ChatGenerationChunk]:
         """The model's own chunks, on the event loop."""
         if self.inner.rate_limiter is not None:
-            await self.inner.rate_limiter.aacquire(blocking=True)
+            return self._paced(request, self.inner.rate_limiter)
+        return self.inner._astream(request.conversation.messages, **self._arguments(request))
+
+    async def _paced(self, request: CallRequest, limiter: BaseRateLimiter) -> AsyncIterator[ChatGenerationChunk]:
+        await limiter.aacquire(blocking=True)
         source = self.inner._astream(request.conversation.messages, **self._arguments(request))
-        try:
+        async with aclosing(cast(Any, source)):
             async for chunk in source:
                 yield chunk
-        finally:
-            close = getattr(source, "aclose", None)
-            if close is not None:
-                await close()
 
     def read_chunk(self, chunk: ChatGenerationChunk) -> str:
         """Content, reasoning, tool names and arguments of a chunk."""
@@ -157,6 +181,8 @@ class ChatModelEndpoint:
         if isinstance(message, AIMessageChunk) and message.tool_call_chunks:
             for call in message.tool_call_chunks:
                 text += (call.get("name") or "") + (call.get("args") or "")
+        if message.additional_kwargs:
+            text += _billed_beside(message.additional_kwargs)
         return text
 
     def finish(self, chunks: Sequence[ChatGenerationChunk], text: str, request: CallRequest) -> CallResponse:
@@ -167,15 +193,16 @@ class ChatModelEndpoint:
             reported = getattr(chunk.message, "usage_metadata", None)
             if reported:
                 usage = _added(usage, _usage(reported))
-            if chunk.generation_info and (reason := chunk.generation_info.get("finish_reason")):
-                finish_reason = str(reason)
+            if (chunk.generation_info or chunk.message.response_metadata) and (reason := _finish_reason(chunk)):
+                finish_reason = reason
         return CallResponse(text=text, usage=usage, model=self.model(request.params), finish_reason=finish_reason)
 
     def assemble(self, chunks: Sequence[ChatGenerationChunk], text: str, request: CallRequest) -> CallResponse:
         """Merge chunks into the result that `_generate` would have given."""
-        if chunks:
-            return self._response(generate_from_stream(iter(chunks)))
-        return self._response(ChatResult(generations=[ChatGeneration(message=AIMessage(""))]))
+        if not chunks:
+            return self._response(ChatResult(generations=[ChatGeneration(message=AIMessage(""))]), request)
+        usage = self.finish(chunks, text, request).usage
+        return self._response(generate_from_stream(iter(chunks)), request)._replace(usage=usage)
 
     def as_chunks(self, response: CallResponse) -> Sequence[ChatGenerationChunk]:
         """One chunk that says it all."""
@@ -183,49 +210,81 @@ class ChatModelEndpoint:
         if isinstance(result, ChatResult):
             message = result.generations[0].message
             if isinstance(message, AIMessage):
-                fields = {name: getattr(message, name) for name in type(message).model_fields if name != "type"}
-                return [ChatGenerationChunk(message=AIMessageChunk(**fields, chunk_position="last"))]
+                names = type(message).model_fields.keys() - {"type", "chunk_position"}
+                fields = {name: getattr(message, name) for name in names}
+                whole = AIMessageChunk(**fields, chunk_position="last")
+                return [ChatGenerationChunk(message=whole, generation_info=result.generations[0].generation_info)]
         info = {"finish_reason": response.finish_reason} if response.finish_reason else {}
-        return [ChatGenerationChunk(message=AIMessageChunk(response.text, response_metadata=info), generation_info=info)]
+        return [
+            ChatGenerationChunk(
+                message=AIMessageChunk(content=response.text, response_metadata=info), generation_info=info
+            )
+        ]
 
     def _merge(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
-        if not self._bound and not self._replaces:
+        if not self._fallback:
             return params
-        return {name: value for name, value in params.items() if name not in self._replaces} | self._bound
+        merged = {name: value for name, value in params.items() if name not in self._replaces}
+        merged.pop("model", None)
+        for name in _CAPS:
+            if name != self._cap_name and name in merged:
+                cap = merged.pop(name)
+                merged.setdefault(self._cap_name, cap)
+        return merged | self._bound
 
     def _arguments(self, request: CallRequest) -> dict[str, Any]:
         """Keyword arguments of the model's hooks."""
         arguments = dict(self._merge(request.params))
-        if not self._takes_run_manager:
+        if not self._takes_run_manager or (request.limits.keep_partial and not request.stream):
+            # An answer that is streamed under the hood is no stream to whoever listens.
             arguments.pop("run_manager", None)
         if request.output_cap is not None:
-            named = next((name for name in _CAPS if arguments.get(name) is not None), (*self._cap_fields, _CAPS[0])[0])
+            named = next((name for name in _CAPS if arguments.get(name) is not None), self._cap_name)
             arguments[named] = request.output_cap
         return arguments
 
-    def _response(self, result: ChatResult) -> CallResponse:
+    def _response(self, result: ChatResult, request: CallRequest) -> CallResponse:
         generation = result.generations[0]
         message = generation.message
         usage = getattr(message, "usage_metadata", None)
         more = result.generations[1:]
         calls = [*_tool_calls(message), *(call for other in more for call in _tool_calls(other.message))]
-        reason = message.response_metadata.get("finish_reason")
-        if reason is None and generation.generation_info:
-            reason = generation.generation_info.get("finish_reason")
         return CallResponse(
             text=text_of(message.content) + "".join(text_of(other.message.content) for other in more),
             usage=_usage(usage) if usage else _reported(result.llm_output),
-            model=self._model,
-            tool_calls=tuple(
-                ToolCall(id=call.get("id") or "", name=call["name"], arguments=str(call["args"])) for call in calls
-            ),
-            finish_reason=reason,
+            model=self.model(request.params),
+            tool_calls=tuple(map(_tool_call, calls)) if calls else (),
+            finish_reason=_finish_reason(generation, result.llm_output),
             raw=result,
         )
 
 
 def _tool_calls(message: BaseMessage) -> Sequence[Any]:
-    return message.tool_calls if isinstance(message, AIMessage) else ()
+    if not isinstance(message, AIMessage):
+        return ()
+    return [*message.tool_calls, *message.invalid_tool_calls]
+
+
+def _tool_call(call: Mapping[str, Any]) -> ToolCall:
+    arguments = call.get("args")
+    text = arguments if isinstance(arguments, str) else json.dumps(arguments, default=str)
+    return ToolCall(id=call.get("id") or "", name=call.get("name") or "", arguments=text)
+
+
+def _finish_reason(generation: ChatGeneration, llm_output: Mapping[str, Any] | None = None) -> str | None:
+    """Why it ended: OpenAI's word for it is ``finish_reason``, Anthropic's ``stop_reason``."""
+    for info in (generation.message.response_metadata, generation.generation_info or {}, llm_output or {}):
+        reason = info.get("finish_reason") or info.get("stop_reason")
+        if reason:
+            return str(reason)
+    return None
+
+
+def _without_secrets(address: str) -> str:
+    """The address without user, password and query: it is shown in traces and messages."""
+    parts = urlsplit(address)
+    host = parts.netloc.rpartition("@")[2]
+    return f"{parts.scheme}://{host}{parts.path}" if host else address.partition("?")[0]
 
 
 def without_own_retries(model: BaseChatModel) -> BaseChatModel:
@@ -248,11 +307,26 @@ def without_own_retries(model: BaseChatModel) -> BaseChatModel:
     return copy
 
 
+_BILLED_BLOCKS: Final = ("text", "thinking", "reasoning")
+
+
+def _billed_beside(more: Mapping[str, Any]) -> str:
+    """Output that older integrations put beside the content: reasoning, refusals, legacy function calls."""
+    text = ""
+    for name in ("reasoning_content", "refusal"):
+        if isinstance(more.get(name), str):
+            text += more[name]
+    call = more.get("function_call")
+    if isinstance(call, Mapping):
+        text += str(call.get("name") or "") + str(call.get("arguments") or "")
+    return text
+
+
 def _billed_text(content: Any) -> str:
     """Text and reasoning in content blocks."""
     parts = content if isinstance(content, list) else [content]
     return "".join(
-        part if isinstance(part, str) else "".join(str(part.get(key) or "") for key in ("text", "thinking", "reasoning"))
+        part if isinstance(part, str) else "".join(str(part.get(key) or "") for key in _BILLED_BLOCKS)
         for part in parts
         if isinstance(part, str | dict)
     )
@@ -262,11 +336,13 @@ def _usage(reported: Mapping[str, Any]) -> Usage:
     """LangChain's ``UsageMetadata``; its input includes cached tokens."""
     read = reported.get("input_token_details") or {}
     written = reported.get("output_token_details") or {}
+    # Anthropic's writes, where they are told apart by how long they last, are no more in the sum.
+    lasting = ((read.get(f"ephemeral_{span}_input_tokens") or 0) for span in ("5m", "1h")) if read else ()
     return Usage(
         input_tokens=reported.get("input_tokens") or 0,
         output_tokens=reported.get("output_tokens") or 0,
         cache_read_tokens=read.get("cache_read") or 0,
-        cache_write_tokens=read.get("cache_creation") or 0,
+        cache_write_tokens=read.get("cache_creation") or sum(lasting),
         reasoning_tokens=written.get("reasoning") or 0,
     )
 
@@ -276,14 +352,15 @@ def _reported(llm_output: Mapping[str, Any] | None) -> Usage | None:
     usage = (llm_output or {}).get("token_usage")
     if not isinstance(usage, Mapping) or not usage.get("total_tokens"):
         return None
-    return Usage(
-        input_tokens=usage.get("prompt_tokens") or 0, output_tokens=usage.get("completion_tokens") or 0
-    )
+    return Usage(input_tokens=usage.get("prompt_tokens") or 0, output_tokens=usage.get("completion_tokens") or 0)
 
 
 def _added(first: Usage | None, second: Usage) -> Usage:
-    """Usage of chunks adds up, as in LangChain's own merging (Anthropic reports input and output apart)."""
-    if first is None:
+    """Usage of chunks adds up, as in LangChain's own merging (Anthropic reports input and output apart).
+
+    The same figures again are a repetition: ChatOpenAI sends them twice with a streamed schema.
+    """
+    if first is None or first == second:
         return second
     return Usage(
         input_tokens=first.input_tokens + second.input_tokens,

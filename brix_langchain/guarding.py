@@ -21,8 +21,8 @@ def guard(model: BaseChatModel, **options: Unpack[GuardOptions]) -> GuardedChatM
     """Put guards around a chat model.
 
     Args:
-        model: Any LangChain chat model. It is left as it is; the guarded one works on a copy whose own retries
-            are off, since a retry inside the model would pass by the budget and the rate limit.
+        model: Any LangChain chat model. It is left as it is; the guarded one works on a copy whose own
+            retries are off, since a retry inside the model would pass by the budget and the rate limit.
         **options: See `brix_core.GuardOptions`. ``fallbacks`` takes chat models.
 
     Returns:
@@ -41,16 +41,25 @@ def guard(model: BaseChatModel, **options: Unpack[GuardOptions]) -> GuardedChatM
     """
     parsed = parse(options)
     endpoint = _endpoint(model, parsed, "guard()")
-    fallbacks = [_endpoint(other, parsed, "fallbacks") for other in parsed.fallbacks]
-    return GuardedChatModel(endpoint, fallbacks, Pipeline(parsed, fallbacks))
+    fallbacks = [_endpoint(other, parsed, "fallbacks", fallback=True) for other in parsed.fallbacks]
+    timeout = parsed.configs.get("timeout")
+    return GuardedChatModel(
+        endpoint,
+        fallbacks,
+        Pipeline(parsed, fallbacks),
+        keeps_partial=timeout is not None and timeout.on_timeout == "return_partial",
+    )
 
 
-def _endpoint(model: Any, options: Parsed, place: str) -> ChatModelEndpoint:
+def _endpoint(model: Any, options: Parsed, place: str, *, fallback: bool = False) -> ChatModelEndpoint:
     if isinstance(model, GuardedChatModel):
-        raise BrixConfigurationError(f"{place} got a model that is guarded already; guard it once, with all options")
+        raise BrixConfigurationError(
+            f"{place} got a model that is guarded already; guard it once, with all options"
+        )
     if not isinstance(model, BaseChatModel):
         raise BrixConfigurationError(
-            f"{place} takes a LangChain chat model such as ChatOpenAI(...), got {type(model).__name__}: {model!r:.200}"
+            f"{place} takes a LangChain chat model such as ChatOpenAI(...), "
+            f"got {type(model).__name__}: {model!r:.200}"
         )
     if "retry" not in options.configs and "max_retries" in model.model_fields_set and _retries(model):
         log.warning(
@@ -58,7 +67,7 @@ def _endpoint(model: Any, options: Parsed, place: str) -> ChatModelEndpoint:
             "Pass max_retries=%s to guard() to have them back",
             type(model).__name__, _retries(model), _retries(model),
         )  # fmt: skip
-    return ChatModelEndpoint(without_own_retries(model))
+    return ChatModelEndpoint(without_own_retries(model), fallback=fallback)
 
 
 def _retries(model: BaseChatModel) -> int:

@@ -10,7 +10,12 @@ from typing import Any, Final
 
 from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
 
-_ROLES: Final = {"human": "user", "ai": "assistant", "AIMessageChunk": "assistant", "HumanMessageChunk": "user"}
+_ROLES: Final = {
+    "human": "user",
+    "ai": "assistant",
+    "AIMessageChunk": "assistant",
+    "HumanMessageChunk": "user",
+}
 
 _content = attrgetter("content")
 _name = attrgetter("name")
@@ -76,7 +81,11 @@ class LangChainCodec:
         answers: Callable[[Sequence[Any]], Sequence[Any]] | None = None
         if positions:
             # A slice keeps `itemgetter` returning a tuple for one position as well.
-            answers = itemgetter(*positions) if len(positions) > 1 else itemgetter(slice(positions[0], positions[0] + 1))
+            answers = (
+                itemgetter(*positions)
+                if len(positions) > 1
+                else itemgetter(slice(positions[0], positions[0] + 1))
+            )
         return _Seen(
             messages=(known.messages if known else []) + list(fresh),
             types=(known.types if known else []) + list(map(type, fresh)),
@@ -99,7 +108,10 @@ class LangChainCodec:
         return (
             same
             and list(map(_content, head)) == snapshot.contents
-            and (snapshot.answers is None or list(map(_tool_calls, snapshot.answers(head))) == snapshot.tool_calls)
+            and (
+                snapshot.answers is None
+                or list(map(_tool_calls, snapshot.answers(head))) == snapshot.tool_calls
+            )
         )
 
 

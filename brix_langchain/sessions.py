@@ -26,18 +26,22 @@ def session_of(config: RunnableConfig | None) -> str | None:
     surrounding = var_child_runnable_config.get()
     if not config and not surrounding:
         return None
-    named = _named(config, "session_id") or _named(surrounding, "session_id")
+    named = _named("session_id", config, surrounding)
     if named is not None:
         return checked_session_id(named)
     if current_session_id() is not None:
         return None
-    thread = _named(config, "thread_id") or _named(surrounding, "thread_id")
-    return None if thread is None else str(thread)
+    thread = _named("thread_id", config, surrounding)
+    return None if thread is None else checked_session_id(str(thread))
 
 
-def _named(config: Any, key: str) -> Any:
-    configurable = config.get("configurable") if config else None
-    return configurable.get(key) if configurable else None
+def _named(key: str, *configs: Any) -> Any:
+    """The first value given; an empty one is given, and refused: it would be somebody else's session."""
+    for config in configs:
+        configurable = config.get("configurable") if config else None
+        if configurable and (value := configurable.get(key)) is not None:
+            return value
+    return None
 
 
 __all__ = ["session_of"]

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from llama_index.core.base.llms.types import LLMMetadata
 from llama_index.core.constants import DEFAULT_NUM_OUTPUTS
 from llama_index.core.llms import LLM
 
@@ -29,7 +30,7 @@ class OutputCap(Protocol):
         """Whether the guards can set it for a call."""
         ...
 
-    def asked(self, llm: LLM, params: Params) -> int | None:
+    def asked(self, llm: LLM, params: Params, metadata: LLMMetadata) -> int | None:
         """The cap that will reach the provider without the guards."""
         ...
 
@@ -44,9 +45,9 @@ class FieldWins:
 
     settable: bool = True
 
-    def asked(self, llm: Any, params: Params) -> int | None:
+    def asked(self, llm: Any, params: Params, metadata: LLMMetadata) -> int | None:
         """The smallest of ``max_tokens`` and ``max_completion_tokens`` as they will be sent."""
-        if window := inferred_cap(llm, params):
+        if window := inferred_cap(llm, params, metadata):
             return window
         own = {} if llm.max_tokens is None else {"max_tokens": llm.max_tokens}
         return _smallest({**params, **own, **llm.additional_kwargs}, "max_tokens", "max_completion_tokens")
@@ -75,7 +76,7 @@ class CallWins:
     name: str
     settable: bool = True
 
-    def asked(self, llm: Any, params: Params) -> int | None:
+    def asked(self, llm: Any, params: Params, metadata: LLMMetadata) -> int | None:
         """The call's own, else that of ``additional_kwargs``, else the field."""
         own = getattr(llm, self.name, None)
         return _smallest({self.name: own, **llm.additional_kwargs, **params}, self.name)
@@ -96,7 +97,7 @@ class Option:
     name: str
     settable: bool = True
 
-    def asked(self, llm: Any, params: Params) -> int | None:
+    def asked(self, llm: Any, params: Params, metadata: LLMMetadata) -> int | None:
         """The option."""
         return _smallest(llm.additional_kwargs, self.name)
 
@@ -111,9 +112,9 @@ class Stated:
 
     settable: bool = False
 
-    def asked(self, llm: LLM, params: Params) -> int | None:
+    def asked(self, llm: LLM, params: Params, metadata: LLMMetadata) -> int | None:
         """``metadata.num_output``, unless that is just LlamaIndex's default."""
-        stated = llm.metadata.num_output
+        stated = metadata.num_output
         if stated <= 0:
             return None
         chosen = any(
@@ -142,8 +143,9 @@ def output_cap_of(llm: LLM) -> OutputCap:
 
     Example:
         >>> from llama_index.core.llms import MockLLM
-        >>> cap = output_cap_of(MockLLM(max_tokens=7))
-        >>> cap.settable, cap.asked(MockLLM(max_tokens=7), {}), cap.asked(MockLLM(), {})
+        >>> short, long = MockLLM(max_tokens=7), MockLLM()
+        >>> cap = output_cap_of(short)
+        >>> cap.settable, cap.asked(short, {}, short.metadata), cap.asked(long, {}, long.metadata)
         (False, 7, None)
     """
     return next((_BY_CLASS[name] for name in class_names(llm) if name in _BY_CLASS), Stated())
@@ -154,13 +156,12 @@ def class_names(llm: LLM) -> list[str]:
     return [f"{cls.__module__}.{cls.__qualname__}" for cls in type(llm).__mro__]
 
 
-def inferred_cap(llm: Any, params: Params) -> int | None:
+def inferred_cap(llm: Any, params: Params, metadata: LLMMetadata) -> int | None:
     """The context window, where OpenAI's text completions fill ``max_tokens`` up to it whatever was given."""
-    chat = params.get("use_chat_completions", llm.metadata.is_chat_model)
+    chat = params.get("use_chat_completions", metadata.is_chat_model)
     if chat or llm.max_tokens is not None or llm._tokenizer is None:
         return None
-    window: int = llm.metadata.context_window
-    return window
+    return metadata.context_window
 
 
 def _is_openai_itself(llm: LLM) -> bool:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextvars import copy_context
+import inspect
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import aclosing
 from functools import partial
+from operator import is_
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 from llama_index.core.base.llms.generic_utils import messages_to_prompt as default_messages_to_prompt
-from llama_index.core.base.llms.types import ChatMessage, CompletionResponse
+from llama_index.core.base.llms.types import ChatMessage, CompletionResponse, LLMMetadata
 from llama_index.core.llms import LLM, CustomLLM
 from llama_index.core.llms.llm import default_completion_to_prompt
 
@@ -18,6 +20,7 @@ from brix_core.errors import BrixConfigurationError
 from brix_core.model_limits import max_output_tokens
 from brix_llamaindex.caps import OPENAI, class_names, inferred_cap, output_cap_of
 from brix_llamaindex.chunks import Chunk, DeltaReader, Response, as_chunk, empty_response, text_of
+from brix_llamaindex.connections import Opened
 from brix_llamaindex.messages import CODEC, MessageCodec, Prompt, field, prompt_of, tool_calls_of
 from brix_llamaindex.offload import in_worker, iterate_in_worker
 from brix_llamaindex.usage import finish_reason_of, usage_of, usage_of_stream
@@ -75,10 +78,11 @@ class LLMEndpoint:
         self._cap = output_cap_of(llm)
         self._is_openai = OPENAI in class_names(llm)
         self._can_stream = True
+        self._metadata: tuple[tuple[Any, ...], LLMMetadata] | None = None
         names = [cls.__name__ for cls in type(llm).__mro__]
         self._provider = next((_PROVIDERS[name] for name in names if name in _PROVIDERS), None)
         self._blocks = {
-            name: getattr(type(llm), name) is getattr(CustomLLM, name)
+            name: inspect.getattr_static(type(llm), name) is inspect.getattr_static(CustomLLM, name)
             for name in ("achat", "acomplete", "astream_chat", "astream_complete")
         }
 
@@ -110,18 +114,27 @@ class LLMEndpoint:
         """Whether the guards can cap the output of a single call."""
         return self._cap.settable
 
+    @property
+    def metadata(self) -> LLMMetadata:
+        """The LLM's metadata, made anew when any of its attributes has been set: it is asked for often."""
+        state = (*self.llm.__dict__.values(), *(self.llm.__pydantic_private__ or {}).values())
+        known = self._metadata
+        if known is None or len(known[0]) != len(state) or not all(map(is_, known[0], state)):
+            known = self._metadata = state, self.llm.metadata
+        return known[1]
+
     def model(self, params: Mapping[str, Any]) -> str:
         """``metadata.model_name``, or the one given for the call; the class's name when there is none."""
         if self._is_openai:
             name = self.llm.additional_kwargs.get("model") or params.get("model")  # type: ignore[attr-defined]
             if isinstance(name, str):
                 return name
-        name = self.llm.metadata.model_name
+        name = self.metadata.model_name
         return name if name and name != "unknown" else type(self.llm).__name__
 
     def requested_cap(self, params: Mapping[str, Any]) -> int | None:
         """The output cap that is in force without the guards."""
-        return self._cap.asked(self.llm, params)
+        return self._cap.asked(self.llm, params, self.metadata)
 
     def longest_output(self, params: Mapping[str, Any]) -> int | None:
         """The model's own limit, when known.
@@ -129,7 +142,7 @@ class LLMEndpoint:
         Raises:
             BrixConfigurationError: A budget relies on it, the output cannot be capped, and nothing bounds it.
         """
-        if self._is_openai and (window := inferred_cap(self.llm, params)):
+        if self._is_openai and (window := inferred_cap(self.llm, params, self.metadata)):
             return window
         longest = max_output_tokens(self.model(params))
         if longest is None and self.strict and not self._cap.settable:
@@ -174,54 +187,59 @@ class LLMEndpoint:
     def stream(self, request: CallRequest) -> Iterator[Chunk]:
         """The LLM's chunks, blocking."""
         hook, argument, kwargs = self._hook(request, "stream_chat", "stream_complete")
+        reader, opened, source = DeltaReader(), Opened(self.llm, asynchronous=False), None
+        began = False
         try:
-            source = hook(argument, **kwargs)
+            with opened:
+                source = iter(hook(argument, **kwargs))
+                response = next(source, None)
+            while response is not None:
+                began = True
+                yield Chunk(response, reader.read(response))
+                response = next(source, None)
         except NotImplementedError:
-            if request.stream:
+            if request.stream or began:
                 raise
             yield self._unstreamed(self.call(request))
-            return
-        reader = DeltaReader()
-        try:
-            for response in source:
-                yield Chunk(response, reader.read(response))
         finally:
             close = getattr(source, "close", None)
             if close is not None:
                 close()
+            opened.close()
 
     async def astream(self, request: CallRequest) -> AsyncIterator[Chunk]:
-        """The LLM's chunks, on the event loop."""
+        """The LLM's chunks, on the event loop; from a worker thread where they would block it."""
         limits = request.limits
         limited = limits.call is not None or limits.first_token is not None or limits.idle is not None
         if limited and self._blocks[_flavour(request, "astream_chat", "astream_complete")]:
-            context = copy_context()
-            source = iterate_in_worker(partial(context.run, self.stream, request))
+            source = iterate_in_worker(partial(self.stream, request))
         else:
             source = self._astream(request)
-        try:
+        async with aclosing(source):
             async for chunk in source:
                 yield chunk
-        finally:
-            await source.aclose()  # type: ignore[attr-defined]
 
-    async def _astream(self, request: CallRequest) -> AsyncIterator[Chunk]:
+    async def _astream(self, request: CallRequest) -> AsyncGenerator[Chunk, None]:
         hook, argument, kwargs = self._hook(request, "astream_chat", "astream_complete")
+        reader, opened, source = DeltaReader(), Opened(self.llm, asynchronous=True), None
+        began = False
         try:
-            source = await hook(argument, **kwargs)
+            with opened:
+                source = aiter(await hook(argument, **kwargs))
+                response = await anext(source, None)
+            while response is not None:
+                began = True
+                yield Chunk(response, reader.read(response))
+                response = await anext(source, None)
         except NotImplementedError:
-            if request.stream:
+            if request.stream or began:
                 raise
             yield self._unstreamed(await self.acall(request))
-            return
-        reader = DeltaReader()
-        try:
-            async for response in source:
-                yield Chunk(response, reader.read(response))
         finally:
             close = getattr(source, "aclose", None)
             if close is not None:
                 await close()
+            await opened.aclose()
 
     def read_chunk(self, chunk: Chunk) -> str:
         """What the chunk adds."""
@@ -292,7 +310,7 @@ class LLMEndpoint:
         to_prompt, from_messages = self.llm.completion_to_prompt, self.llm.messages_to_prompt
         if to_prompt not in (None, default_completion_to_prompt) and not params.get("formatted"):
             yield to_prompt("")
-        if from_messages not in (None, default_messages_to_prompt) and not self.llm.metadata.is_chat_model:
+        if from_messages not in (None, default_messages_to_prompt) and not self.metadata.is_chat_model:
             yield from_messages([ChatMessage("")])
 
 

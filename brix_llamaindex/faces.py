@@ -49,8 +49,8 @@ def private_copy(llm: LLM, *, advise: bool = False) -> LLM:
 
 
 def without_retries(value: Any) -> Any:
-    """An SDK's client that does not retry, on the same connections; anything else unchanged."""
-    if getattr(value, "max_retries", 0) and callable(getattr(value, "with_options", None)):
+    """An SDK's client of our own that does not retry, on the same connections; anything else unchanged."""
+    if callable(getattr(value, "with_options", None)) and hasattr(value, "max_retries"):
         return value.with_options(max_retries=0)
     return value
 

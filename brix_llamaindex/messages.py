@@ -104,7 +104,9 @@ def tool_calls_of(message: ChatMessage) -> tuple[ToolCall, ...]:
 
 def field(source: Any, name: str) -> Any:
     """An entry of a mapping, or an attribute of an object; None when there is none."""
-    return source.get(name) if isinstance(source, Mapping) else getattr(source, name, None)
+    if type(source) is dict or isinstance(source, Mapping):
+        return source.get(name)
+    return getattr(source, name, None)
 
 
 def _older_call(call: Any) -> ToolCall:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import suppress
 from typing import Any, Final
 
@@ -52,7 +52,7 @@ async def in_worker(function: Callable[[], Any]) -> Any:
     return await done
 
 
-async def iterate_in_worker(open_source: Callable[[], Iterable[Any]]) -> AsyncIterator[Any]:
+async def iterate_in_worker(open_source: Callable[[], Iterable[Any]]) -> AsyncGenerator[Any, None]:
     """The items of a blocking iterable, read in a worker thread.
 
     Args:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Final
 
 from brix_core.usage import Usage
 from brix_llamaindex.messages import field
+
+_ENDS: Final = 8
+"""Chunks at the beginning and at the end of a stream in which its usage is looked for."""
 
 
 def usage_of(response: Any) -> Usage | None:
@@ -33,6 +36,8 @@ def usage_of(response: Any) -> Usage | None:
 def usage_of_stream(responses: Sequence[Any]) -> Usage | None:
     """Tokens reported in the course of a stream: the last figures, or Anthropic's two halves put together."""
     later: Usage | None = None
+    if len(responses) > 2 * _ENDS:
+        responses = [*responses[:_ENDS], *responses[-_ENDS:]]
     for response in reversed(responses):
         found = usage_of(response)
         if found is None:
@@ -68,7 +73,7 @@ def _reports(response: Any) -> Iterator[Any]:
 
 
 def _read(report: Any) -> Usage | None:
-    if report is None:
+    if not report:
         return None
 
     def count(name: str, source: Any = report) -> int:

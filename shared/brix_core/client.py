@@ -195,6 +195,8 @@ class BRIX:
         Raises:
             BrixConfigurationError: The client is of no known kind, or an option cannot be used.
         """
+        if isinstance(client, BrixClient):
+            raise BrixConfigurationError("this client is guarded already; wrap the client inside it once")
         return BrixClient(client, model, options)
 
 

@@ -58,7 +58,7 @@ class DictCodec:
 
     def extends(self, snapshot: Any, messages: Sequence[Any]) -> bool:
         """Compare by value."""
-        return messages[: len(snapshot)] == snapshot
+        return bool(messages[: len(snapshot)] == snapshot)
 
 
 def _frozen_copy(value: Any) -> Any:

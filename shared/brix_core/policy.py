@@ -51,7 +51,7 @@ def load_policy(path: str | Path) -> GuardOptions:
     except (OSError, UnicodeDecodeError) as error:
         raise BrixConfigurationError(f"policy file {file} cannot be read: {error}") from error
     try:
-        options = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+        options = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise BrixConfigurationError(f"policy file {file} is not valid YAML: {error}") from error
     if options is None:

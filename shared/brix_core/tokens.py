@@ -127,7 +127,7 @@ _O200K = re.compile(
 _CL100K = re.compile(r"gpt-?(?:4|35|3\.5)(?![\d.o])|text-embedding-|(?:davinci|babbage)-002$")
 
 _MAX_CACHED_CHARS = 2_000_000
-_MAX_CACHED_ENTRIES = 32_768
+_MAX_CACHED_ENTRIES = 2_048
 
 
 class _Counts(dict[str, int]):

@@ -12,7 +12,7 @@ from brix_core.demo import DemoServer
 with warnings.catch_warnings():
     # What LlamaIndex's own imports warn about is not ours to fail on.
     warnings.simplefilter("ignore")
-    from llama_index.llms.openai_like import OpenAILike
+    from llama_index.llms.openai_like import OpenAILike  # type: ignore[import-untyped]
 
 Make = Callable[..., OpenAILike]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 
 from llama_index.core.llms import LLM, ChatMessage
@@ -26,7 +26,7 @@ async def ask(llm: LLM, hook: str, text: str = "Hello", **kwargs: Any) -> str:
     return "".join([part async for part in parts(llm, hook, text, **kwargs)])
 
 
-async def parts(llm: LLM, hook: str, text: str = "Hello", **kwargs: Any) -> AsyncIterator[str]:
+async def parts(llm: LLM, hook: str, text: str = "Hello", **kwargs: Any) -> AsyncGenerator[str, None]:
     """What arrives, as it arrives."""
     asked: Any = [ChatMessage(text)] if "chat" in hook else text
     result = getattr(llm, hook)(asked, **kwargs)

@@ -43,6 +43,8 @@ class FakeEndpoint:
         behave: Called with the number of the request (from 0); an exception it returns is raised, a text it
             returns is the answer.
         usage: Reported with every answer; None reports nothing.
+        report: Makes the usage from the request instead.
+        write: Makes the chunks from the request instead.
     """
 
     clock: Clock
@@ -51,9 +53,10 @@ class FakeEndpoint:
     chunk_delay: float = 0.0
     behave: Callable[[int], BaseException | str | None] = lambda number: None
     usage: Usage | None = None
+    report: Callable[[CallRequest], Usage | None] | None = None
+    write: Callable[[CallRequest], Sequence[str]] | None = None
     chunks: Sequence[str] = ("one ", "two ", "three")
     cut_after: int | None = None
-    honours_cap: bool = True
     known_longest: int | None = None
     sent: list[Sent] = field(default_factory=list)
     in_flight: int = 0
@@ -108,8 +111,8 @@ class FakeEndpoint:
         try:
             if self.latency:
                 self.clock.sleep(self.latency)
-            self._raise(number)
-            for index, chunk in enumerate(self.chunks):
+            text = self._raise(number)
+            for index, chunk in enumerate(self._chunks(request) if text is None else [text]):
                 if index == self.cut_after:
                     raise ConnectionResetError("the connection was cut")
                 if index and self.chunk_delay:
@@ -123,8 +126,8 @@ class FakeEndpoint:
         try:
             if self.latency:
                 await self.clock.asleep(self.latency)
-            self._raise(number)
-            for index, chunk in enumerate(self.chunks):
+            text = self._raise(number)
+            for index, chunk in enumerate(self._chunks(request) if text is None else [text]):
                 if index == self.cut_after:
                     raise ConnectionResetError("the connection was cut")
                 if index and self.chunk_delay:
@@ -139,7 +142,9 @@ class FakeEndpoint:
         return chunk
 
     def finish(self, chunks: Sequence[str], text: str, request: CallRequest) -> CallResponse:
-        return CallResponse(text=text, usage=self.usage, model=self.model(request.params), finish_reason="stop")
+        return CallResponse(
+            text=text, usage=self._usage(request), model=self.model(request.params), finish_reason="stop"
+        )
 
     def assemble(self, chunks: Sequence[str], text: str, request: CallRequest) -> CallResponse:
         return self.finish(chunks, text, request)._replace(raw=text)
@@ -160,6 +165,12 @@ class FakeEndpoint:
             )
             return len(self.sent) - 1
 
+    def _usage(self, request: CallRequest) -> Usage | None:
+        return self.usage if self.report is None else self.report(request)
+
+    def _chunks(self, request: CallRequest) -> Sequence[str]:
+        return self.chunks if self.write is None else self.write(request)
+
     def _leave(self) -> None:
         with self._lock:
             self.in_flight -= 1
@@ -173,8 +184,8 @@ class FakeEndpoint:
 
     def _answer(self, number: int, request: CallRequest) -> CallResponse:
         text = self._raise(number)
-        text = "".join(self.chunks) if text is None else text
-        return CallResponse(text=text, usage=self.usage, model=self.model(request.params), raw=text)
+        text = "".join(self._chunks(request)) if text is None else text
+        return CallResponse(text=text, usage=self._usage(request), model=self.model(request.params), raw=text)
 
 
 def pipeline(clock: Clock, fallbacks: Sequence[Any] = (), **options: Any) -> Pipeline:
@@ -190,7 +201,9 @@ class Driver:
         self.pipe = pipe
         self.endpoint = endpoint
 
-    def request(self, prompt: str = "hello", *, stream: bool = False, session: str | None = None, **params: Any) -> CallRequest:
+    def request(
+        self, prompt: str = "hello", *, stream: bool = False, session: str | None = None, **params: Any
+    ) -> CallRequest:
         messages = [{"role": "user", "content": prompt}]
         return self.pipe.request(self.endpoint, messages, params, stream=stream, session_id=session)
 
@@ -204,7 +217,9 @@ class Driver:
         return (await self.pipe.acall(self.request(prompt, **more))).text
 
     async def astream(self, prompt: str = "hello", **more: Any) -> str:
-        return "".join([chunk async for chunk in self.pipe.astream(self.request(prompt, stream=True, **more))])
+        return "".join(
+            [chunk async for chunk in self.pipe.astream(self.request(prompt, stream=True, **more))]
+        )
 
 
 __all__ = ["Driver", "FakeEndpoint", "Sent", "pipeline"]

@@ -34,7 +34,7 @@ class Alarm:
             LimitReachedError: The time is over.
             CancelledError: Somebody else cancelled the task, even where what was awaited swallowed it.
         """
-        task = asyncio.current_task()
+        task = asyncio.current_task(self._loop)
         if task is None:
             raise RuntimeError("time limits need an asyncio task")
         cancelled_before = task.cancelling()
@@ -46,11 +46,17 @@ class Alarm:
             if self._disarm() and task.uncancel() <= cancelled_before:
                 raise LimitReachedError(kind) from None
             raise
-        except BaseException:
-            if self._disarm() and task.uncancel() > cancelled_before:
-                raise asyncio.CancelledError from None
+        except StopAsyncIteration:  # the stream ended just as the alarm rang
+            if self._disarm():
+                task.uncancel()
             raise
-        if self._disarm():  # our cancellation was swallowed, or came too late
+        except Exception as error:
+            if self._disarm() and task.uncancel() <= cancelled_before:  # our cancellation, dressed up as a failure
+                raise LimitReachedError(kind) from error
+            raise
+        self._armed_for = None
+        if self._fired:  # our cancellation was swallowed, or came too late
+            self._fired = False
             task.uncancel()
             await _discard(result)
             raise LimitReachedError(kind)

@@ -11,7 +11,7 @@ from typing import Any
 from brix_core.call import CallRequest, CallResponse
 from brix_core.clock import Clock
 from brix_core.drivers.attempts import LimitReachedError, Tap, Waits, as_partial, begin, fail, succeed
-from brix_core.drivers.workers import Pump, submit
+from brix_core.drivers.workers import EndOfSourceError, Pump, submit
 from brix_core.flow import Effect, Flow, ModelCall, Sleep
 
 
@@ -147,13 +147,16 @@ def _chunks(request: CallRequest, tap: Tap, clock: Clock) -> Generator[Any, None
     waits, pump = Waits(limits), Pump(partial(request.endpoint.stream, request))
     try:
         while True:
-            wait, kind = waits.next(tap.has_content)
-            before = clock.now()
             try:
+                if pump.is_ready:  # no waiting, nothing to count
+                    yield pump.get(None)
+                    continue
+                wait, kind = waits.next(tap.has_content)
+                before = clock.now()
                 chunk = pump.get(wait)
             except queue.Empty:
                 raise LimitReachedError(kind) from None
-            except StopIteration:
+            except EndOfSourceError:
                 return
             waits.spend(clock.now() - before)
             yield chunk

@@ -48,9 +48,8 @@ async def arun_stream(flow: Flow, clock: Clock) -> AsyncIterator[Any]:
             try:
                 effect = flow.send(value) if error is None else flow.throw(error)
             except StopIteration as stop:
-                if stream is not None and not stream.request.call.streamed:
-                    for chunk in stream.request.endpoint.as_chunks(stop.value):
-                        yield chunk
+                for chunk in _unseen(stream, stop.value):
+                    yield chunk
                 return
             value = error = None
             try:
@@ -67,15 +66,19 @@ async def arun_stream(flow: Flow, clock: Clock) -> AsyncIterator[Any]:
                     stream.abandon(left)
                 raise
             except BaseException as raised:  # thrown into the flow, which re-raises what it does not handle
-                error = raised
-                if stream is not None:
-                    error = stream.failed(raised)
-                    await stream.aclose()
+                error = raised if stream is None else await stream.failed(raised)
     finally:
         error = None
         flow.close()  # first: it releases what the call held, whatever becomes of the loop
         if stream is not None:
             await stream.aclose()
+
+
+def _unseen(stream: _Stream | None, response: CallResponse) -> Sequence[Any]:
+    """Chunks for an answer of which the consumer has seen nothing yet."""
+    if stream is None or stream.request.call.streamed:
+        return ()
+    return stream.request.endpoint.as_chunks(response)
 
 
 async def _perform(effect: Effect, clock: Clock) -> Any:
@@ -129,7 +132,7 @@ async def _collect(request: CallRequest, clock: Clock) -> CallResponse:
 class _Source:
     """The provider's chunks, each waited for no longer than the limits allow."""
 
-    __slots__ = ("_alarm", "_chunks", "_loop", "_next", "_waits", "next")
+    __slots__ = ("_alarm", "_bounded", "_chunks", "_loop", "_next", "_waits", "next")
 
     def __init__(self, request: CallRequest) -> None:
         limits = request.limits
@@ -138,6 +141,7 @@ class _Source:
         limited = limits.call is not None or limits.first_token is not None or limits.idle is not None
         self._waits = Waits(limits) if limited else None
         self._alarm = Alarm() if limited else None
+        self._bounded = limits.call is not None
         self._loop = asyncio.get_running_loop()
         self.next = self._limited if limited else self._unlimited
 
@@ -145,8 +149,11 @@ class _Source:
         return await self._next()
 
     async def _limited(self, has_content: bool) -> Any:
-        assert self._waits is not None and self._alarm is not None  # noqa: S101 - by construction
+        assert self._waits is not None
+        assert self._alarm is not None
         wait, kind = self._waits.next(has_content)
+        if has_content and not self._bounded:
+            return await self._alarm.wait(self._next, wait, kind)
         before = self._loop.time()
         chunk = await self._alarm.wait(self._next, wait, kind)
         self._waits.spend(self._loop.time() - before)
@@ -199,10 +206,11 @@ class _Stream:
         await self.aclose()
         return self._tap.rest()
 
-    def failed(self, error: BaseException) -> BaseException:
-        """Note a failure; returns what to throw into the flow."""
+    async def failed(self, error: BaseException) -> BaseException:
+        """Note a failure and close the provider's stream; returns what to throw into the flow."""
         if self._attempt.outcome is None:
             fail(self._attempt, error, self._clock)
+        await self.aclose()
         if isinstance(error, LimitReachedError):
             return error.as_error(self.request, self._attempt, self._tap.text)
         return error

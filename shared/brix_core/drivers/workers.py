@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import queue
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextvars import copy_context
+from functools import partial
 from typing import Any, Final
 
 MAX_IDLE: Final = 64
@@ -74,7 +74,7 @@ _idle: list[_Worker] = []
 
 def submit(function: Callable[[], Any]) -> Job:
     """Run a function in a worker, in a copy of the caller's context variables."""
-    job = Job(lambda context=copy_context(): context.run(function))  # type: ignore[misc]
+    job = Job(partial(copy_context().run, function))
     with _lock:
         worker = _idle.pop() if _idle else None
     if worker is None:
@@ -85,6 +85,10 @@ def submit(function: Callable[[], Any]) -> Job:
 
 
 _END = object()
+
+
+class EndOfSourceError(Exception):
+    """A pumped iterator has no more items. (`StopIteration` would end the generator that reads it.)"""
 
 
 class Pump:
@@ -98,34 +102,49 @@ class Pump:
         self._items: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
         self._open_source = open_source
         self._stopped = False
+        self._has_room = threading.Event()
+        self._has_room.set()
         submit(self._read)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether `get` would return at once."""
+        return not self._items.empty()
 
     def get(self, seconds: float | None) -> Any:
         """The next item.
 
         Raises:
-            StopIteration: There are no more.
+            EndOfSourceError: There are no more.
             queue.Empty: None came within `seconds`.
             BaseException: What the source raised.
         """
-        item, error = self._items.get(timeout=seconds if seconds is None else max(0.0, seconds))
+        item, error = self._items.get(timeout=seconds)
+        if not self._has_room.is_set() and self._items.qsize() <= READ_AHEAD // 2:
+            self._has_room.set()
         if error is not None:
             raise error
         if item is _END:
-            raise StopIteration
+            raise EndOfSourceError
         return item
 
     def stop(self) -> None:
         """Let the worker close the source, as soon as it comes back from reading."""
         self._stopped = True
+        self._has_room.set()
+
+    def _wait_for_room(self) -> None:
+        self._has_room.clear()
+        if self._items.qsize() > READ_AHEAD // 2 and not self._stopped:  # not drained meanwhile
+            self._has_room.wait()
 
     def _read(self) -> None:
         source: Iterator[Any] | None = None
         try:
             source = self._open_source()
             for item in source:
-                while self._items.qsize() >= READ_AHEAD and not self._stopped:
-                    time.sleep(0.005)
+                if self._items.qsize() >= READ_AHEAD:
+                    self._wait_for_room()
                 if self._stopped:
                     return
                 self._items.put((item, None))
@@ -138,4 +157,4 @@ class Pump:
                 close()
 
 
-__all__ = ["MAX_IDLE", "READ_AHEAD", "Job", "Pump", "submit"]
+__all__ = ["MAX_IDLE", "READ_AHEAD", "EndOfSourceError", "Job", "Pump", "submit"]

@@ -122,8 +122,8 @@ class AnthropicEndpoint(SDKEndpoint):
         arguments = {**params, "model": self.model(params), "messages": messages}
         if system is not None:
             put(arguments, "system", system)
-        if request.output_cap is not None or not is_cap(sent_body(params).get("max_tokens")):
-            put(arguments, "max_tokens", request.requested_cap)
+        put(arguments, "max_tokens", request.requested_cap)
+        arguments["max_tokens"] = request.requested_cap  # the SDK asks for it beside extra_body, too
         return arguments
 
     def _response(self, raw: Any, request: CallRequest) -> CallResponse:

@@ -10,7 +10,7 @@ from typing import Any, Protocol, Self, runtime_checkable
 
 from brix_core.call import CallRequest, CallResponse
 from brix_core.conversation import text_of
-from brix_core.endpoints.sdk import CODEC, StreamPiece, is_cap
+from brix_core.endpoints.sdk import CODEC, StreamPiece, is_cap, patience
 from brix_core.endpoints.sources import aclose, close
 from brix_core.endpoints.transport import Transport
 from brix_core.errors import BrixConfigurationError
@@ -112,7 +112,7 @@ class LLMClientEndpoint:
 
     def call(self, request: CallRequest) -> CallResponse:
         """One blocking request."""
-        return self._answer(self._complete.call(_sender(request)))
+        return self._answer(self._complete.call(_sender(request), patience(request.limits)))
 
     async def acall(self, request: CallRequest) -> CallResponse:
         """One request on the event loop."""
@@ -123,7 +123,7 @@ class LLMClientEndpoint:
         if self._stream is None:
             yield from self.as_chunks(self.call(request))
             return
-        source = self._stream.stream(_opener(request, self._stream.is_async))
+        source = self._stream.stream(_opener(request, self._stream.is_async), patience(request.limits))
         try:
             for text in source:
                 yield self._piece(text)

@@ -29,19 +29,33 @@ class Portal:
         self._thread = threading.Thread(target=self._serve, name="brix-portal", daemon=True)
         self._thread.start()
 
-    def run(self, function: Callable[[], Awaitable[Any]]) -> Any:
-        """Await ``function()`` on the portal's loop; blocks. An interrupted wait cancels it."""
+    def run(self, function: Callable[[], Awaitable[Any]], patience: float | None = None) -> Any:
+        """Await ``function()`` on the portal's loop; blocks. A wait interrupted or too long cancels it.
+
+        Args:
+            function: Gives what is awaited.
+            patience: Longest wait, seconds.
+
+        Raises:
+            TimeoutError: It took longer.
+        """
         future = self._start(function)
         try:
-            return future.result()
+            return future.result(patience)
         finally:
             future.cancel()
 
-    def iterate(self, open_source: Callable[[], Awaitable[Any]]) -> Generator[Any, None, None]:
+    def iterate(
+        self, open_source: Callable[[], Awaitable[Any]], patience: float | None = None
+    ) -> Generator[Any, None, None]:
         """Read an async iterator from this thread, item by item; closing cancels the reading at once.
 
         Args:
             open_source: Awaited on the portal's loop; gives the iterator.
+            patience: Longest wait for an item, seconds.
+
+        Raises:
+            TimeoutError: An item took longer.
         """
         items: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
         room = asyncio.Semaphore(READ_AHEAD)
@@ -64,7 +78,10 @@ class Portal:
         taken = 0
         try:
             while True:
-                item, error = items.get()
+                try:
+                    item, error = items.get(timeout=patience)
+                except queue.Empty:
+                    raise TimeoutError(f"nothing came within {patience:g} s") from None
                 if error is not None:
                     raise error
                 if item is _END:

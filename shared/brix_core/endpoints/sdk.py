@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 CODEC: Final = DictCodec()
 """One for all: a session remembers what it measured by the codec it used."""
 
-TIMEOUT_SLACK: Final = 1.0
+TIMEOUT_SLACK: Final = 0.5
 """Seconds by which the SDK's own timeout comes after the guard's, so that the guard's is the one reported."""
 
 
@@ -142,7 +142,8 @@ class SDKEndpoint(ABC):
 
     def call(self, request: CallRequest) -> CallResponse:
         """One blocking request."""
-        return self._response(self._transport.call(self._sender(request, stream=False)), request)
+        raw = self._transport.call(self._sender(request, stream=False), patience(request.limits))
+        return self._response(raw, request)
 
     async def acall(self, request: CallRequest) -> CallResponse:
         """One request on the event loop."""
@@ -150,7 +151,7 @@ class SDKEndpoint(ABC):
 
     def stream(self, request: CallRequest) -> Iterator[StreamPiece]:
         """Chunks, blocking."""
-        source = self._transport.stream(self._sender(request, stream=True))
+        source = self._transport.stream(self._sender(request, stream=True), patience(request.limits))
         try:
             for chunk in source:
                 yield self.piece(chunk)
@@ -191,8 +192,8 @@ class SDKEndpoint(ABC):
         arguments = self._arguments(request, stream)
         if stream:
             arguments["stream"] = True
-        if "timeout" not in arguments and (bound := _bound(request.limits)) is not None:
-            arguments["timeout"] = _shorter(self._client.timeout, bound + TIMEOUT_SLACK)
+        if "timeout" not in arguments and (bound := patience(request.limits)) is not None:
+            arguments["timeout"] = _shorter(self._client.timeout, bound)
         return lambda client: self._create(client)(**arguments)
 
     @cached_property
@@ -236,12 +237,12 @@ def is_given(value: Any) -> bool:
     return value is not None and type(value).__name__ not in ("NotGiven", "Omit")
 
 
-def _bound(limits: Limits) -> float | None:
-    """Seconds after which nobody waits for the provider's next bytes any more."""
+def patience(limits: Limits) -> float | None:
+    """Seconds after which certainly nobody waits for the provider's next bytes any more."""
     if limits.call is not None:
-        return limits.call
+        return limits.call + TIMEOUT_SLACK
     if limits.first_token is not None and limits.idle is not None:
-        return max(limits.first_token, limits.idle)
+        return max(limits.first_token, limits.idle) + TIMEOUT_SLACK
     return None
 
 
@@ -286,4 +287,14 @@ def _with_own_pool(client: Any, sdk: str, for_portal: bool) -> Any:
     )
 
 
-__all__ = ["CODEC", "TIMEOUT_SLACK", "SDKEndpoint", "StreamPiece", "is_cap", "is_given", "put", "sent_body"]
+__all__ = [
+    "CODEC",
+    "TIMEOUT_SLACK",
+    "SDKEndpoint",
+    "StreamPiece",
+    "is_cap",
+    "is_given",
+    "patience",
+    "put",
+    "sent_body",
+]

@@ -39,22 +39,35 @@ class Transport:
         self._home: weakref.ref[asyncio.AbstractEventLoop] | None = None
         self._copies: dict[asyncio.AbstractEventLoop, Any] = {}
 
-    def call(self, send: Send) -> Any:
-        """Call and wait."""
+    def call(self, send: Send, patience: float | None = None) -> Any:
+        """Call and wait.
+
+        Args:
+            send: Makes the request.
+            patience: Seconds after which nobody waits for the result any more. (A thread cannot be stopped:
+                a synchronous client must be given a timeout of its own.)
+        """
         if not self.is_async:
             return send(self.client)
-        return portal().run(partial(self._await, send))
+        client = self._client_on(portal().loop)
+        return portal().run(lambda: send(client), patience)
 
     async def acall(self, send: Send) -> Any:
         """Call on the event loop."""
         if self.is_async:
-            return await send(self._client_of_this_loop())
+            return await send(self._client_on(asyncio.get_running_loop()))
         return await in_worker(partial(send, self.client))
 
-    def stream(self, send: Send) -> Generator[Any, None, None]:
-        """Read a stream, blocking."""
+    def stream(self, send: Send, patience: float | None = None) -> Generator[Any, None, None]:
+        """Read a stream, blocking.
+
+        Args:
+            send: Makes the request.
+            patience: Seconds after which nobody waits for the next item any more.
+        """
         if self.is_async:
-            yield from portal().iterate(partial(self._await, send))
+            client = self._client_on(portal().loop)
+            yield from portal().iterate(lambda: send(client), patience)
             return
         source = send(self.client)
         try:
@@ -65,7 +78,7 @@ class Transport:
     async def astream(self, send: Send) -> AsyncIterator[Any]:
         """Read a stream on the event loop."""
         if self.is_async:
-            source: Any = await send(self._client_of_this_loop())
+            source: Any = await send(self._client_on(asyncio.get_running_loop()))
             items = aiter_of(source)
         else:
             source = items = iterate_in_worker(partial(send, self.client))
@@ -75,13 +88,9 @@ class Transport:
         finally:
             await aclose(source)
 
-    async def _await(self, send: Send) -> Any:
-        return await send(self._client_of_this_loop())
-
-    def _client_of_this_loop(self) -> Any:
+    def _client_on(self, loop: asyncio.AbstractEventLoop) -> Any:
         if self._copy is None:
             return self.client
-        loop = asyncio.get_running_loop()
         for_portal = is_portal_loop(loop)
         with self._lock:
             if self._home is None and not for_portal:

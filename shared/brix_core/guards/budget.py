@@ -88,6 +88,16 @@ class _Plan:
         """Nano-dollars for the prompt and `cap` tokens of output in each choice."""
         return self.price.worst_case(self.prompt, cap * self.choices)
 
+    def of_text(self, counted: int, seen: int) -> int:
+        """Nano-dollars for the prompt and output we had to count ourselves.
+
+        Args:
+            counted: Tokens with the headroom of an inexact tokenizer.
+            seen: Tokens without it. The headroom ends at the cap: a provider that keeps the cap cannot have
+                given more, and from one that does not we charge what we saw.
+        """
+        return self.price.worst_case(self.prompt, min(counted, max(seen, self.cap * self.choices)))
+
 
 class BudgetGuard:
     """Reserves, clamps, meters and settles. See the module's docstring.
@@ -110,8 +120,10 @@ class BudgetGuard:
     def flow(self, request: CallRequest, proceed: Proceed) -> Flow:
         """Guard one attempt."""
         price = self._price(request)
-        if price is None or price.free:
+        if price is None:
             return (yield from proceed(request))
+        if price.free:
+            return (yield from self._unmetered(request, proceed))
         plan = self._plan(request, price)
         most = plan.worst_case(plan.cap)
         least = plan.worst_case(min(plan.cap, MIN_OUTPUT_TOKENS)) if self.config.budget_clamp_output else most
@@ -136,6 +148,15 @@ class BudgetGuard:
         finally:
             left = len(request.call.attempts) > sent
             self._settle(request, grant, charge if left else 0, left)
+
+    def _unmetered(self, request: CallRequest, proceed: Proceed) -> Flow:
+        """A call that costs nothing, whatever happens."""
+        sent = len(request.call.attempts)
+        try:
+            return (yield from proceed(request))
+        finally:
+            for attempt in request.call.attempts[sent:]:
+                attempt.cost_nano = 0
 
     def _price(self, request: CallRequest) -> Price | None:
         model = request.model
@@ -178,14 +199,14 @@ class BudgetGuard:
             return meter.cost(grant)
         if response.usage is not None:
             return plan.price.cost(response.usage)
-        tokenizer = tokenizer_for(request.model)
-        output = tokenizer.count(response.text) + sum(
-            tokenizer.count(call.name) + tokenizer.count(call.arguments) for call in response.tool_calls
-        )
+        texts = [response.text]
+        for call in response.tool_calls:
+            texts += (call.name, call.arguments)
+        output = sum(map(tokenizer_for(request.model).count, texts))
         request.call.attempts[-1].usage = Usage(input_tokens=plan.prompt, output_tokens=output, estimated=True)
         if hides_reasoning(request.model):
             return grant.amount
-        return plan.price.worst_case(plan.prompt, output)
+        return plan.of_text(output, sum(_seen(request.model, text) for text in texts))
 
     def _charge_of_failure(self, error: Exception, grant: Grant, meter: _Meter) -> int:
         if meter.started:
@@ -294,22 +315,23 @@ class _Meter:
         model = self._request.model
         if not self.started or hides_reasoning(model):
             return grant.amount
-        tokens = math.ceil(self._count() * tokenizer_for(model).headroom)
-        return self._plan.price.worst_case(self._plan.prompt, tokens)
+        seen = self._count()
+        return self._plan.of_text(math.ceil(seen * tokenizer_for(model).headroom), seen)
 
     def _count(self) -> int:
         self._tail += "".join(self._pending)
         self._pending.clear()
         boundary = self._tail.rfind(" ", 0, -1)
         if boundary > 0 and not self._tail[boundary - 1].isspace() and self._tail[boundary + 1].isalpha():
-            self._final += self._raw(self._tail[:boundary])
+            self._final += _seen(self._request.model, self._tail[:boundary])
             self._tail = self._tail[boundary:]
-        return self._final + self._raw(self._tail)
+        return self._final + _seen(self._request.model, self._tail)
 
-    def _raw(self, text: str) -> int:
-        """Tokens by the tokenizer itself, without headroom."""
-        tokenizer = tokenizer_for(self._request.model)
-        return (tokenizer if tokenizer.headroom == 1.0 else tokenizer_for("gpt-4o")).count(text)
+
+def _seen(model: str, text: str) -> int:
+    """Tokens by the tokenizer itself, without headroom."""
+    tokenizer = tokenizer_for(model)
+    return (tokenizer if tokenizer.headroom == 1.0 else tokenizer_for("gpt-4o")).count(text)
 
 
 def _account(request: CallRequest) -> str:

@@ -121,6 +121,10 @@ class RateLimitGuard:
     def _wait(self, request: CallRequest, key: str, pace: _Pace, tokens: float) -> Generator[Effect, Any, None]:
         """Stand in line until the buckets give what the call needs."""
         arrived = self._clock.now()
+        if self._lines.is_empty(key):  # nobody to overtake: try at once
+            demands = self._demands(key, pace.at(arrived), tokens)
+            if not (yield StoreOp(self._store.take, (arrived, demands), self._store.blocking)):
+                return
         ticket = self._lines.join(key)
         try:
             while True:
@@ -255,6 +259,9 @@ class _Lines:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._lines: dict[str, deque[_Ticket]] = {}
+
+    def is_empty(self, key: str) -> bool:
+        return key not in self._lines
 
     def join(self, key: str) -> _Ticket:
         with self._lock:

@@ -73,7 +73,7 @@ class RetryGuard:
 
     def flow(self, request: CallRequest, proceed: Proceed) -> Flow:
         """Guard one call to one endpoint."""
-        history: list[dict[str, Any]] = []
+        history: list[dict[str, Any]] = request.call.metadata.setdefault("retry_history", [])
         waited = 0.0
         for attempt in range(self.config.max_retries + 1):
             try:
@@ -100,20 +100,19 @@ class RetryGuard:
                 "retry_after": failure.retry_after,
             }
         )
-        request.call.metadata["retry_history"] = history
         if attempt >= self.config.max_retries:
-            raise self._give_up(error, history, "attempts", f"max_retries={self.config.max_retries} is used up")
+            raise self._give_up(error, attempt, "attempts", f"max_retries={self.config.max_retries} is used up")
         delay = self._uniform(0.0, min(self.config.max_backoff, _power(self.config.backoff_base, attempt)))
         asked = failure.retry_after or 0.0
         if asked > self.config.max_backoff:
             reason = f"the provider asks to wait {asked:g} s, longer than max_backoff={self.config.max_backoff:g} s"
-            raise self._give_up(error, history, "retry_after", reason)
+            raise self._give_up(error, attempt, "retry_after", reason)
         delay = max(delay, asked)
         if waited + delay > self.config.retry_budget_seconds:
             reason = f"retry_budget_seconds={self.config.retry_budget_seconds:g} would be exceeded"
-            raise self._give_up(error, history, "budget", reason)
+            raise self._give_up(error, attempt, "budget", reason)
         if request.deadline is not None and self._clock.now() + delay > request.deadline:
-            raise self._give_up(error, history, "deadline", "the session's total_timeout would be exceeded")
+            raise self._give_up(error, attempt, "deadline", "the session's total_timeout would be exceeded")
         history[-1]["delay"] = delay
         request.call.decide("retry", "waiting", seconds=round(delay, 6), error=type(error).__name__)
         return delay
@@ -121,15 +120,15 @@ class RetryGuard:
     def _give_up(
         self,
         error: Exception,
-        history: Sequence[dict[str, Any]],
+        attempt: int,
         reason: Literal["attempts", "budget", "retry_after", "deadline"],
         why: str,
     ) -> BrixRetryError:
         if self.config.max_retries == 0:
             raise error
         failed = BrixRetryError(
-            f"gave up after {len(history)} attempt(s): {why}. Last failure: {type(error).__name__}: {error}",
-            attempts=len(history),
+            f"gave up after {attempt + 1} attempt(s): {why}. Last failure: {type(error).__name__}: {error}",
+            attempts=attempt + 1,
             reason=reason,
             last_error=error,
         )

@@ -1,0 +1,54 @@
+"""The peer's side of the measurement; runs in the peer's own environment, with nothing of ours imported.
+
+Reads lines ``{"turns": n, "calls": m}`` and answers each with ``{"bare": us, "guarded": us}``: microseconds for a call
+of a client that does nothing, alone and behind brix-protocol's guards.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+
+class BareClient:
+    """The peer's own client protocol, doing nothing."""
+
+    async def complete(self, prompt: str, **kwargs: Any) -> str:
+        return "Paris"
+
+
+async def per_call(call: Callable[[], Awaitable[Any]], calls: int) -> float:
+    started = time.perf_counter()
+    for _ in range(calls):
+        await call()
+    return (time.perf_counter() - started) / calls * 1e6
+
+
+async def main() -> None:
+    from brix import BRIX  # only there in the peer's environment
+
+    bare = BareClient()
+    guarded = BRIX.wrap(
+        bare,
+        max_cost_usd=1e9,
+        requests_per_minute=10**9,
+        per_call_timeout=60.0,
+        max_context_tokens=10**9,
+        max_retries=2,
+    )
+    for line in sys.stdin:
+        task = json.loads(line)
+        messages = task["messages"]
+        figures = {
+            "bare": await per_call(lambda: bare.complete("Capital of France?"), task["calls"]),
+            "guarded": await per_call(lambda: guarded.complete(messages, model="gpt-4o-mini"), task["calls"]),
+        }
+        print(json.dumps(figures), flush=True)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,98 @@
+"""The demo through LangChain: ``prompt | guard(model, ...) | StrOutputParser()``."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import httpx
+from langchain_core.output_parsers import StrOutputParser
+from langchain_core.prompts import ChatPromptTemplate
+from langchain_core.runnables import Runnable
+from langchain_openai import ChatOpenAI
+from langsmith import tracing_context
+from pydantic import SecretStr
+
+from brix_core.demo.scene import Scenario
+from brix_core.demo.surface import Connection, Surface, Target
+from brix_core.options import GuardOptions
+from brix_langchain.chat_model import GuardedChatModel
+from brix_langchain.guarding import guard
+
+_PROMPT: Final = ChatPromptTemplate.from_messages([("system", "You answer briefly."), ("user", "{question}")])
+
+
+class Chain:
+    """A chain of LCEL around a model."""
+
+    def __init__(self, model: ChatOpenAI | GuardedChatModel) -> None:
+        self._model = model
+        self._chain: Runnable[dict[str, Any], str] = _PROMPT | model | StrOutputParser()
+
+    def ask(self, question: str) -> str:
+        """Blocking."""
+        return self._chain.invoke({"question": question})
+
+    async def aask(self, question: str) -> str:
+        """On the event loop."""
+        return await self._chain.ainvoke({"question": question})
+
+    def astream(self, question: str) -> AsyncIterator[str]:
+        """Piece by piece."""
+        return self._chain.astream({"question": question})
+
+    def traces(self) -> list[dict[str, Any]]:
+        """The guards' trace entries, newest first."""
+        return self._model.get_traces() if isinstance(self._model, GuardedChatModel) else []
+
+
+class LangChainConnection:
+    """Chains around ChatOpenAI."""
+
+    def __init__(self, target: Target, client: httpx.Client, async_client: httpx.AsyncClient) -> None:
+        self._target = target
+        self._clients: dict[str, Any] = {"http_client": client, "http_async_client": async_client}
+
+    def bare(self, *, own_retries: bool, max_tokens: int) -> Chain:
+        """A chain around the model as it is."""
+        return Chain(self._model(self._target.model, max_tokens, **({} if own_retries else {"max_retries": 0})))
+
+    def guarded(self, options: GuardOptions, *, max_tokens: int) -> Chain:
+        """A chain around the guarded model."""
+        options = options.copy()
+        options["fallbacks"] = [self._model(name, max_tokens) for name in options.get("fallbacks") or ()]
+        return Chain(guard(self._model(self._target.model, max_tokens), **options))
+
+    def _model(self, name: str, max_tokens: int, **more: Any) -> ChatOpenAI:
+        target = self._target
+        return ChatOpenAI(
+            model=name,
+            base_url=target.base_url,
+            api_key=SecretStr(target.api_key),
+            max_completion_tokens=max_tokens,
+            stream_usage=True,
+            **self._clients,
+            **more,
+        )
+
+
+class LangChainSurface:
+    """See `brix_core.demo.surface.Surface`."""
+
+    title = "LangChain"
+    recipe = "prompt | guard(ChatOpenAI(...), {options}) | StrOutputParser()"
+    scenarios: Sequence[Scenario] = ()
+
+    @asynccontextmanager
+    async def connected(self, target: Target) -> AsyncIterator[Connection]:
+        """Connections to an endpoint; LangSmith's tracing, which LangChain reads from the environment, is off."""
+        # A proxy named in the environment is for real providers: the demo server is on loopback.
+        with tracing_context(enabled=False), httpx.Client(trust_env=target.live) as client:
+            async with httpx.AsyncClient(trust_env=target.live) as async_client:
+                yield LangChainConnection(target, client, async_client)
+
+
+SURFACE: Surface = LangChainSurface()
+
+__all__ = ["SURFACE"]

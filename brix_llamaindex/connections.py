@@ -1,0 +1,93 @@
+"""Closing the connection of a stream that nobody reads on.
+
+The integrations iterate over the SDK's stream inside a generator and never close it. The SDK's stream is
+part of a reference cycle, so that after an abandoned or cut stream the provider would go on generating, and
+billing, until the garbage collector comes by. Our own clients of OpenAI's and Anthropic's SDKs (they are
+copies, see `brix_llamaindex.faces`) therefore note the streams they open, and whoever reads one closes it.
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar, Token
+from typing import Any, Final
+
+from llama_index.core.llms import LLM
+
+from brix_llamaindex.caps import OPENAI, class_names
+
+_opened: ContextVar[list[Any] | None] = ContextVar("brix_llamaindex_opened", default=None)
+
+_CLIENTS: Final = ("_client", "_aclient")
+
+
+class Opened:
+    """The SDK streams opened in its ``with`` block; leave the block before yielding anything.
+
+    Args:
+        llm: Whose clients to watch.
+        asynchronous: Whether it will be called on an event loop.
+    """
+
+    __slots__ = ("_streams", "_token")
+
+    def __init__(self, llm: LLM, *, asynchronous: bool) -> None:
+        self._streams: list[Any] = []
+        self._token: Token[list[Any] | None] | None = None
+        client = _client(llm, _CLIENTS[asynchronous])
+        if client is not None and "request" not in vars(client):
+            client.request = (_noting_async if asynchronous else _noting)(client.request)
+
+    def __enter__(self) -> None:
+        self._token = _opened.set(self._streams)
+
+    def __exit__(self, *failure: object) -> None:
+        if self._token is not None:
+            _opened.reset(self._token)
+
+    def close(self) -> None:
+        """Close the streams; harmless for those that have ended."""
+        for stream in self._streams:
+            stream.close()
+
+    async def aclose(self) -> None:
+        """Close the streams; harmless for those that have ended."""
+        for stream in self._streams:
+            await stream.close()
+
+
+def _client(llm: LLM, name: str) -> Any:
+    """Its SDK client, made now if it would be made by the call; None when there is none to watch."""
+    private: dict[str, Any] = llm.__pydantic_private__ or {}
+    if (
+        name in private
+        and private[name] is None
+        and getattr(llm, "reuse_client", False)
+        and OPENAI in class_names(llm)
+    ):
+        getattr(llm, f"_get{name}")()
+    client = private.get(name)
+    return client if callable(getattr(client, "with_options", None)) and hasattr(client, "request") else None
+
+
+def _noting(request: Any) -> Any:
+    def noting(*args: Any, **kwargs: Any) -> Any:
+        return _note(request(*args, **kwargs), kwargs)
+
+    return noting
+
+
+def _noting_async(request: Any) -> Any:
+    async def noting(*args: Any, **kwargs: Any) -> Any:
+        return _note(await request(*args, **kwargs), kwargs)
+
+    return noting
+
+
+def _note(result: Any, kwargs: dict[str, Any]) -> Any:
+    streams = _opened.get()
+    if streams is not None and kwargs.get("stream") and hasattr(result, "close"):
+        streams.append(result)
+    return result
+
+
+__all__ = ["Opened"]
