@@ -20,9 +20,14 @@ import tracemalloc
 import warnings
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+
+import openai
+from openai.types.chat import ChatCompletion
 
 from benchmarks.fake import CHUNKS, BareModel, as_dicts, history
 from brix_core import MemoryStore
@@ -178,11 +183,28 @@ class Peer:
         self._process.wait(10)
 
 
-class BareClient:
-    """The same do-nothing client that the peer wraps."""
+class BareClient(openai.AsyncOpenAI):
+    """A client of the OpenAI SDK that does nothing."""
 
-    async def complete(self, prompt: str, **kwargs: Any) -> str:
-        return "Paris"
+    @cached_property
+    def chat(self) -> Any:
+        answer = ChatCompletion.model_validate(
+            {
+                "id": "1",
+                "object": "chat.completion",
+                "created": 1,
+                "model": "gpt-4o-mini",
+                "choices": [
+                    {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "Paris"}}
+                ],
+                "usage": {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15},
+            }
+        )
+
+        async def create(**kwargs: Any) -> ChatCompletion:
+            return answer
+
+        return SimpleNamespace(completions=SimpleNamespace(create=create))
 
 
 def against_peer(turns: int) -> list[Row]:
@@ -191,7 +213,7 @@ def against_peer(turns: int) -> list[Row]:
         print(f"no peer in {PEER.parent.parent.name}: its rows are left out (make bench installs it)", file=sys.stderr)
         return []
     messages, calls = as_dicts(history(turns)), 100 if turns < 500 else 15
-    bare = BareClient()
+    bare = BareClient(api_key="none")
     ours = BRIX.wrap(
         bare, max_cost_usd=1e9, requests_per_minute=1e9, per_call_timeout=60.0, max_retries=2, store=MemoryStore()
     )
@@ -207,7 +229,7 @@ def against_peer(turns: int) -> list[Row]:
             whole = (time.perf_counter() - started) / calls * 1e6
             started = time.perf_counter()
             for _ in range(calls):
-                await bare.complete("Capital of France?")
+                await bare.chat.completions.create(messages=messages)
             mine.append(whole - (time.perf_counter() - started) / calls * 1e6)
 
     try:
@@ -229,7 +251,7 @@ def against_peer(turns: int) -> list[Row]:
 
 def memory() -> Row:
     """Growth of memory over 100,000 calls in one session, after the first 5,000."""
-    client = BRIX.wrap(BareClient(), max_cost_usd=1e9, requests_per_minute=1e9, max_retries=2, store=MemoryStore())
+    client = BRIX.wrap(BareClient(api_key="none"), max_cost_usd=1e9, requests_per_minute=1e9, max_retries=2, store=MemoryStore())
 
     async def run(calls: int) -> None:
         for number in range(calls):

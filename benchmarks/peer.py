@@ -11,14 +11,23 @@ import json
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 
 class BareClient:
-    """The peer's own client protocol, doing nothing."""
+    """What the peer takes for a client of the OpenAI SDK, doing nothing."""
 
-    async def complete(self, prompt: str, **kwargs: Any) -> str:
-        return "Paris"
+    def __init__(self) -> None:
+        self.chat = self.completions = self
+        self._answer = SimpleNamespace(
+            choices=[SimpleNamespace(message=SimpleNamespace(content="Paris"))],
+            usage=SimpleNamespace(prompt_tokens=10, completion_tokens=5, total_tokens=15),
+        )
+
+    async def create(self, **kwargs: Any) -> SimpleNamespace:
+        return self._answer
 
 
 async def per_call(call: Callable[[], Awaitable[Any]], calls: int) -> float:
@@ -42,10 +51,10 @@ async def main() -> None:
     )
     for line in sys.stdin:
         task = json.loads(line)
-        messages = task["messages"]
+        messages, calls = task["messages"], task["calls"]
         figures = {
-            "bare": await per_call(lambda: bare.complete("Capital of France?"), task["calls"]),
-            "guarded": await per_call(lambda: guarded.complete(messages, model="gpt-4o-mini"), task["calls"]),
+            "bare": await per_call(partial(bare.create, messages=messages), calls),
+            "guarded": await per_call(partial(guarded.complete, messages, model="gpt-4o-mini"), calls),
         }
         print(json.dumps(figures), flush=True)
 

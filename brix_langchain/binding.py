@@ -40,9 +40,7 @@ def rebind(runnable: Runnable[Any, Any], model: BaseChatModel, guarded: BaseChat
     if isinstance(runnable, RunnableBinding):
         return runnable.model_copy(update={"bound": rebind(runnable.bound, model, guarded)})
     if isinstance(runnable, RunnableSequence):
-        return RunnableSequence(
-            *(rebind(step, model, guarded) for step in runnable.steps), name=runnable.name
-        )
+        return RunnableSequence(*(rebind(step, model, guarded) for step in runnable.steps), name=runnable.name)
     if isinstance(runnable, RunnableParallel):
         return RunnableParallel({key: rebind(step, model, guarded) for key, step in runnable.steps__.items()})
     return runnable

@@ -61,8 +61,7 @@ class CompleteAnswers(BaseCache):
 def _is_partial(generations: Sequence[Generation]) -> bool:
     messages = (getattr(generation, "message", None) for generation in generations)
     return any(
-        message is not None and message.response_metadata.get("finish_reason") == "timeout"
-        for message in messages
+        message is not None and message.response_metadata.get("finish_reason") == "timeout" for message in messages
     )
 
 

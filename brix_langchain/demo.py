@@ -72,6 +72,7 @@ class LangChainConnection:
             api_key=SecretStr(target.api_key),
             max_completion_tokens=max_tokens,
             stream_usage=True,
+            openai_proxy="",  # or the environment's would be taken, though the clients are given
             **self._clients,
             **more,
         )
@@ -87,9 +88,10 @@ class LangChainSurface:
     @asynccontextmanager
     async def connected(self, target: Target) -> AsyncIterator[Connection]:
         """Connections to an endpoint; LangSmith's tracing, which LangChain reads from the environment, is off."""
-        # A proxy named in the environment is for real providers: the demo server is on loopback.
-        with tracing_context(enabled=False), httpx.Client(trust_env=target.live) as client:
-            async with httpx.AsyncClient(trust_env=target.live) as async_client:
+        # Proxies of the environment and certificates are for real providers: the demo server is plain HTTP on loopback.
+        live = target.live
+        with tracing_context(enabled=False), httpx.Client(trust_env=live, verify=live) as client:
+            async with httpx.AsyncClient(trust_env=live, verify=live) as async_client:
                 yield LangChainConnection(target, client, async_client)
 
 

@@ -8,7 +8,6 @@ off, so that every request that leaves passes the guards.
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from functools import cached_property
@@ -17,15 +16,25 @@ from urllib.parse import urlsplit
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.language_models.chat_models import generate_from_stream
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.rate_limiters import BaseRateLimiter
 
-from brix_core.call import CallRequest, CallResponse, ToolCall
+from brix_core.call import CallRequest, CallResponse
 from brix_core.conversation import text_of
 from brix_core.model_limits import max_output_tokens
 from brix_core.usage import Usage
 from brix_langchain.messages import CODEC, LangChainCodec
+from brix_langchain.reading import (
+    added,
+    billed_beside,
+    billed_text,
+    finish_reason_of,
+    reported_usage,
+    tool_call,
+    tool_calls_of,
+    usage_of,
+)
 
 _CAPS: Final = ("max_tokens", "max_completion_tokens", "max_output_tokens", "num_predict", "max_new_tokens")
 """Names of the output cap, LangChain's standard one first."""
@@ -101,7 +110,9 @@ class ChatModelEndpoint:
 
     @cached_property
     def streams(self) -> bool:
-        """Whether the model implements streaming."""
+        """Whether the model implements streaming, and was not told to do without."""
+        if self.inner.disable_streaming:
+            return False
         return self._streams_blocking or type(self.inner)._astream is not BaseChatModel._astream
 
     def model(self, params: Mapping[str, Any]) -> str:
@@ -177,25 +188,28 @@ class ChatModelEndpoint:
         """Content, reasoning, tool names and arguments of a chunk."""
         message = chunk.message
         content = message.content
-        text = content if type(content) is str else _billed_text(content)
+        text = content if type(content) is str else billed_text(content)
         if isinstance(message, AIMessageChunk) and message.tool_call_chunks:
             for call in message.tool_call_chunks:
                 text += (call.get("name") or "") + (call.get("args") or "")
         if message.additional_kwargs:
-            text += _billed_beside(message.additional_kwargs)
+            text += billed_beside(message.additional_kwargs)
         return text
 
     def finish(self, chunks: Sequence[ChatGenerationChunk], text: str, request: CallRequest) -> CallResponse:
         """Sum up a stream: its text, and the usage and finish reason of whichever chunks carry them."""
         usage: Usage | None = None
-        finish_reason: str | None = None
         for chunk in chunks:
             reported = getattr(chunk.message, "usage_metadata", None)
             if reported:
-                usage = _added(usage, _usage(reported))
-            if (chunk.generation_info or chunk.message.response_metadata) and (reason := _finish_reason(chunk)):
-                finish_reason = reason
-        return CallResponse(text=text, usage=usage, model=self.model(request.params), finish_reason=finish_reason)
+                usage = added(usage, usage_of(reported))
+        reasons = map(finish_reason_of, reversed(chunks))  # it is among the last
+        return CallResponse(
+            text=text,
+            usage=usage,
+            model=self.model(request.params),
+            finish_reason=next((reason for reason in reasons if reason), None),
+        )
 
     def assemble(self, chunks: Sequence[ChatGenerationChunk], text: str, request: CallRequest) -> CallResponse:
         """Merge chunks into the result that `_generate` would have given."""
@@ -248,36 +262,15 @@ class ChatModelEndpoint:
         message = generation.message
         usage = getattr(message, "usage_metadata", None)
         more = result.generations[1:]
-        calls = [*_tool_calls(message), *(call for other in more for call in _tool_calls(other.message))]
+        calls = [*tool_calls_of(message), *(call for other in more for call in tool_calls_of(other.message))]
         return CallResponse(
             text=text_of(message.content) + "".join(text_of(other.message.content) for other in more),
-            usage=_usage(usage) if usage else _reported(result.llm_output),
+            usage=usage_of(usage) if usage else reported_usage(result.llm_output),
             model=self.model(request.params),
-            tool_calls=tuple(map(_tool_call, calls)) if calls else (),
-            finish_reason=_finish_reason(generation, result.llm_output),
+            tool_calls=tuple(map(tool_call, calls)) if calls else (),
+            finish_reason=finish_reason_of(generation, result.llm_output),
             raw=result,
         )
-
-
-def _tool_calls(message: BaseMessage) -> Sequence[Any]:
-    if not isinstance(message, AIMessage):
-        return ()
-    return [*message.tool_calls, *message.invalid_tool_calls]
-
-
-def _tool_call(call: Mapping[str, Any]) -> ToolCall:
-    arguments = call.get("args")
-    text = arguments if isinstance(arguments, str) else json.dumps(arguments, default=str)
-    return ToolCall(id=call.get("id") or "", name=call.get("name") or "", arguments=text)
-
-
-def _finish_reason(generation: ChatGeneration, llm_output: Mapping[str, Any] | None = None) -> str | None:
-    """Why it ended: OpenAI's word for it is ``finish_reason``, Anthropic's ``stop_reason``."""
-    for info in (generation.message.response_metadata, generation.generation_info or {}, llm_output or {}):
-        reason = info.get("finish_reason") or info.get("stop_reason")
-        if reason:
-            return str(reason)
-    return None
 
 
 def _without_secrets(address: str) -> str:
@@ -287,88 +280,4 @@ def _without_secrets(address: str) -> str:
     return f"{parts.scheme}://{host}{parts.path}" if host else address.partition("?")[0]
 
 
-def without_own_retries(model: BaseChatModel) -> BaseChatModel:
-    """A copy of the model that does not retry by itself; the model itself when it never does.
-
-    The copy shares the model's connections. SDK clients made by Stainless (openai, anthropic, groq, ...) are
-    rebuilt with ``with_options(max_retries=0)``; clients that a model makes on first use are made anew.
-    """
-    if "max_retries" not in type(model).model_fields:
-        return model
-    copy = model.model_copy(update={"max_retries": 0})
-    for name in list(copy.__dict__):
-        if isinstance(inspect.getattr_static(type(copy), name, None), cached_property):
-            del copy.__dict__[name]
-    for name, client in list(copy.__dict__.items()):
-        if hasattr(client, "with_options"):  # an SDK client
-            copy.__dict__[name] = client.with_options(max_retries=0)
-        elif hasattr(getattr(client, "_client", None), "with_options"):  # a resource of one
-            copy.__dict__[name] = type(client)(client._client.with_options(max_retries=0))
-    return copy
-
-
-_BILLED_BLOCKS: Final = ("text", "thinking", "reasoning")
-
-
-def _billed_beside(more: Mapping[str, Any]) -> str:
-    """Output that older integrations put beside the content: reasoning, refusals, legacy function calls."""
-    text = ""
-    for name in ("reasoning_content", "refusal"):
-        if isinstance(more.get(name), str):
-            text += more[name]
-    call = more.get("function_call")
-    if isinstance(call, Mapping):
-        text += str(call.get("name") or "") + str(call.get("arguments") or "")
-    return text
-
-
-def _billed_text(content: Any) -> str:
-    """Text and reasoning in content blocks."""
-    parts = content if isinstance(content, list) else [content]
-    return "".join(
-        part if isinstance(part, str) else "".join(str(part.get(key) or "") for key in _BILLED_BLOCKS)
-        for part in parts
-        if isinstance(part, str | dict)
-    )
-
-
-def _usage(reported: Mapping[str, Any]) -> Usage:
-    """LangChain's ``UsageMetadata``; its input includes cached tokens."""
-    read = reported.get("input_token_details") or {}
-    written = reported.get("output_token_details") or {}
-    # Anthropic's writes, where they are told apart by how long they last, are no more in the sum.
-    lasting = ((read.get(f"ephemeral_{span}_input_tokens") or 0) for span in ("5m", "1h")) if read else ()
-    return Usage(
-        input_tokens=reported.get("input_tokens") or 0,
-        output_tokens=reported.get("output_tokens") or 0,
-        cache_read_tokens=read.get("cache_read") or 0,
-        cache_write_tokens=read.get("cache_creation") or sum(lasting),
-        reasoning_tokens=written.get("reasoning") or 0,
-    )
-
-
-def _reported(llm_output: Mapping[str, Any] | None) -> Usage | None:
-    """Usage in the older place, ``llm_output["token_usage"]``."""
-    usage = (llm_output or {}).get("token_usage")
-    if not isinstance(usage, Mapping) or not usage.get("total_tokens"):
-        return None
-    return Usage(input_tokens=usage.get("prompt_tokens") or 0, output_tokens=usage.get("completion_tokens") or 0)
-
-
-def _added(first: Usage | None, second: Usage) -> Usage:
-    """Usage of chunks adds up, as in LangChain's own merging (Anthropic reports input and output apart).
-
-    The same figures again are a repetition: ChatOpenAI sends them twice with a streamed schema.
-    """
-    if first is None or first == second:
-        return second
-    return Usage(
-        input_tokens=first.input_tokens + second.input_tokens,
-        output_tokens=first.output_tokens + second.output_tokens,
-        cache_read_tokens=first.cache_read_tokens + second.cache_read_tokens,
-        cache_write_tokens=first.cache_write_tokens + second.cache_write_tokens,
-        reasoning_tokens=first.reasoning_tokens + second.reasoning_tokens,
-    )
-
-
-__all__ = ["ChatModelEndpoint", "without_own_retries"]
+__all__ = ["ChatModelEndpoint"]

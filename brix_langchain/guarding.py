@@ -12,7 +12,8 @@ from brix_core.errors import BrixConfigurationError
 from brix_core.options import GuardOptions, Parsed, parse
 from brix_core.pipeline import Pipeline
 from brix_langchain.chat_model import GuardedChatModel
-from brix_langchain.endpoint import ChatModelEndpoint, without_own_retries
+from brix_langchain.endpoint import ChatModelEndpoint
+from brix_langchain.own_retries import without_own_retries
 
 log = logging.getLogger(__name__)
 
@@ -53,13 +54,10 @@ def guard(model: BaseChatModel, **options: Unpack[GuardOptions]) -> GuardedChatM
 
 def _endpoint(model: Any, options: Parsed, place: str, *, fallback: bool = False) -> ChatModelEndpoint:
     if isinstance(model, GuardedChatModel):
-        raise BrixConfigurationError(
-            f"{place} got a model that is guarded already; guard it once, with all options"
-        )
+        raise BrixConfigurationError(f"{place} got a model that is guarded already; guard it once, with all options")
     if not isinstance(model, BaseChatModel):
         raise BrixConfigurationError(
-            f"{place} takes a LangChain chat model such as ChatOpenAI(...), "
-            f"got {type(model).__name__}: {model!r:.200}"
+            f"{place} takes a LangChain chat model such as ChatOpenAI(...), got {type(model).__name__}: {model!r:.200}"
         )
     if "retry" not in options.configs and "max_retries" in model.model_fields_set and _retries(model):
         log.warning(

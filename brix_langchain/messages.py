@@ -6,9 +6,9 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter, itemgetter
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
+from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, ToolMessage
 
 _ROLES: Final = {
     "human": "user",
@@ -19,26 +19,60 @@ _ROLES: Final = {
 
 _content = attrgetter("content")
 _name = attrgetter("name")
-_tool_calls = attrgetter("tool_calls")
+
+
+class _Column(NamedTuple):
+    """One attribute of the messages of one kind: where they stand, and what it was."""
+
+    kind: type[BaseMessage]
+    read: Callable[[Any], Any]
+    positions: list[int]
+    values: list[Any]
+    select: Callable[[Sequence[Any]], Sequence[Any]] | None = None
+
+    def grown(self, start: int, fresh: Sequence[BaseMessage]) -> _Column:
+        """The column over `fresh` too, which stand from `start` on."""
+        found = [index for index, message in enumerate(fresh, start) if isinstance(message, self.kind)]
+        if not found:
+            return self
+        positions = self.positions + found
+        # A slice keeps `itemgetter` returning a tuple for one position as well.
+        select = itemgetter(*positions) if len(positions) > 1 else itemgetter(slice(found[0], found[0] + 1))
+        values = self.values + [_frozen(self.read(fresh[index - start])) for index in found]
+        return self._replace(positions=positions, values=values, select=select)
+
+    def holds(self, head: Sequence[Any]) -> bool:
+        """Whether the messages still say so."""
+        return self.select is None or list(map(self.read, self.select(head))) == self.values
+
+
+_NO_ANSWERS: Final = _Column(AIMessage, attrgetter("tool_calls"), [], [])
+_NO_RESULTS: Final = _Column(ToolMessage, attrgetter("tool_call_id"), [], [])
+_NO_ROLES: Final = _Column(ChatMessage, attrgetter("role"), [], [])
 
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
     """A by-value picture of messages, in columns, so that it is compared at C speed.
 
-    `messages` are the objects themselves: where the same objects come again (the common case), their kind and
-    their names need no second look.
+    `messages` are the objects themselves. Where the same objects come again (the common case), what applications
+    edit in place is looked at: contents and tool calls. Their kind, name, role and tool call id are not: a look at
+    each would cost as much again.
     """
 
     messages: list[Any]
     types: list[type]
     names: list[str | None]
     contents: list[Any]
-    answers: Callable[[Sequence[Any]], Sequence[Any]] | None
-    tool_calls: list[Any]
+    answers: _Column
+    results: _Column
+    roles: _Column
 
     def __len__(self) -> int:
         return len(self.messages)
+
+
+_NOTHING: Final = _Seen([], [], [], [], _NO_ANSWERS, _NO_RESULTS, _NO_ROLES)
 
 
 class LangChainCodec:
@@ -75,25 +109,17 @@ class LangChainCodec:
 
     def snapshot(self, messages: Sequence[BaseMessage], known: _Seen | None = None) -> _Seen:
         """See `brix_core.conversation.Codec`."""
-        start = len(known) if known else 0
+        known = known or _NOTHING
+        start = len(known)
         fresh = messages[start:]
-        positions = [index for index, message in enumerate(messages) if isinstance(message, AIMessage)]
-        answers: Callable[[Sequence[Any]], Sequence[Any]] | None = None
-        if positions:
-            # A slice keeps `itemgetter` returning a tuple for one position as well.
-            answers = (
-                itemgetter(*positions)
-                if len(positions) > 1
-                else itemgetter(slice(positions[0], positions[0] + 1))
-            )
         return _Seen(
-            messages=(known.messages if known else []) + list(fresh),
-            types=(known.types if known else []) + list(map(type, fresh)),
-            contents=(known.contents if known else []) + [_frozen(message.content) for message in fresh],
-            names=(known.names if known else []) + list(map(_name, fresh)),
-            answers=answers,
-            tool_calls=(known.tool_calls if known else [])
-            + [_frozen(message.tool_calls) for message in fresh if isinstance(message, AIMessage)],
+            messages=known.messages + list(fresh),
+            types=known.types + list(map(type, fresh)),
+            names=known.names + list(map(_name, fresh)),
+            contents=known.contents + [_frozen(message.content) for message in fresh],
+            answers=known.answers.grown(start, fresh),
+            results=known.results.grown(start, fresh),
+            roles=known.roles.grown(start, fresh),
         )
 
     def extends(self, snapshot: _Seen, messages: Sequence[BaseMessage]) -> bool:
@@ -104,15 +130,13 @@ class LangChainCodec:
         if length and head[0] is seen[0] and head[-1] is seen[-1]:
             same = head == seen  # by identity; only for one that was replaced is pydantic asked
         else:
-            same = list(map(type, head)) == snapshot.types and list(map(_name, head)) == snapshot.names
-        return (
-            same
-            and list(map(_content, head)) == snapshot.contents
-            and (
-                snapshot.answers is None
-                or list(map(_tool_calls, snapshot.answers(head))) == snapshot.tool_calls
+            same = (
+                list(map(type, head)) == snapshot.types
+                and list(map(_name, head)) == snapshot.names
+                and snapshot.results.holds(head)
+                and snapshot.roles.holds(head)
             )
-        )
+        return same and list(map(_content, head)) == snapshot.contents and snapshot.answers.holds(head)
 
 
 def _frozen(value: Any) -> Any:

@@ -148,9 +148,10 @@ class LlamaIndexSurface:
     @asynccontextmanager
     async def connected(self, target: Target) -> AsyncIterator[Connection]:
         """Connections to an endpoint."""
-        # A proxy named in the environment is for real providers: the demo server is on loopback.
-        with httpx.Client(trust_env=target.live) as client:
-            async with httpx.AsyncClient(trust_env=target.live) as async_client:
+        # Proxies of the environment and certificates are for real providers: the demo server is plain HTTP on loopback.
+        live = target.live
+        with httpx.Client(trust_env=live, verify=live) as client:
+            async with httpx.AsyncClient(trust_env=live, verify=live) as async_client:
                 yield LlamaIndexConnection(target, client, async_client)
 
 

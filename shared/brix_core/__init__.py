@@ -3,6 +3,9 @@
 The framework-free core. `brix_langchain` and `brix_llamaindex` put it into their frameworks.
 """
 
+from brix_core.client import BRIX, BrixClient, GuardChain
+from brix_core.completion import Completion, CompletionStream
+from brix_core.endpoints import LLMClient
 from brix_core.errors import (
     BrixBudgetError,
     BrixCircuitOpenError,
@@ -29,8 +32,10 @@ from brix_core.usage import Usage
 __version__ = "0.1.0"
 
 __all__ = [
+    "BRIX",
     "BrixBudgetError",
     "BrixCircuitOpenError",
+    "BrixClient",
     "BrixConfigurationError",
     "BrixError",
     "BrixFailoverError",
@@ -44,7 +49,11 @@ __all__ = [
     "BrixSchemaError",
     "BrixTimeoutError",
     "BrixUnknownPriceError",
+    "Completion",
+    "CompletionStream",
+    "GuardChain",
     "GuardOptions",
+    "LLMClient",
     "MemoryStore",
     "Session",
     "Store",

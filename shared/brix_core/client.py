@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from typing import Any, Final, Unpack
 
 from brix_core.call import CallRequest
@@ -155,10 +156,7 @@ class BrixClient:
             pipeline = self._pipeline
             if self._fallbacks:
                 pipeline = pipeline.with_fallbacks(
-                    [
-                        endpoint.with_model(name) if follows else endpoint
-                        for endpoint, follows in self._fallbacks
-                    ]
+                    [endpoint.with_model(name) if follows else endpoint for endpoint, follows in self._fallbacks]
                 )
             found = self._endpoint.with_model(name), pipeline
             if len(self._routes) >= MAX_ROUTES:
@@ -226,12 +224,13 @@ def _checked_messages(messages: Any) -> list[Any]:
         return [{"role": "user", "content": messages}]
     if isinstance(messages, Mapping) or not isinstance(messages, Iterable):
         raise BrixConfigurationError(
-            f"messages must be a list of dicts or a str, got {type(messages).__name__}; "
-            "put a single message in a list"
+            f"messages must be a list of dicts or a str, got {type(messages).__name__}; put a single message in a list"
         )
     checked = list(messages)
     if not checked:
         raise BrixConfigurationError("messages is empty; give [{'role': 'user', 'content': '...'}]")
+    if _all_have_roles(checked):
+        return checked
     for number, message in enumerate(checked):
         if not isinstance(message, Mapping):
             hint = "; give message.model_dump(exclude_none=True)" if hasattr(message, "model_dump") else ""
@@ -239,10 +238,18 @@ def _checked_messages(messages: Any) -> list[Any]:
                 f"messages[{number}] must be a dict with a role, got {type(message).__name__}{hint}"
             )
         if not isinstance(message.get("role"), str) or not message["role"]:
-            raise BrixConfigurationError(
-                f"messages[{number}] has no role; it has only {sorted(map(str, message))}"
-            )
+            raise BrixConfigurationError(f"messages[{number}] has no role; it has only {sorted(map(str, message))}")
     return checked
+
+
+def _all_have_roles(messages: list[Any]) -> bool:
+    """The common case, at C speed: a long history is not walked through message by message."""
+    if set(map(type, messages)) != {dict}:
+        return False
+    try:
+        return all(isinstance(role, str) and role for role in set(map(itemgetter("role"), messages)))
+    except (KeyError, TypeError):
+        return False
 
 
 __all__ = ["BRIX", "MAX_ROUTES", "BrixClient", "GuardChain", "Messages"]

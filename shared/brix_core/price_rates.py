@@ -48,6 +48,10 @@ class Rates:
 
     def units(self, usage: Usage) -> int:
         """Exact cost. Parts larger than their whole, which providers do report, are cut to it."""
+        if self._flat is not None and not (
+            usage.cache_read_tokens or usage.cache_write_tokens or usage.reasoning_tokens
+        ):
+            return self.request + max(usage.input_tokens, 0) * self._flat[0] + max(usage.output_tokens, 0) * self._flat[3]
         total = max(usage.input_tokens, 0)
         read = min(max(usage.cache_read_tokens, 0), total)
         write = min(max(usage.cache_write_tokens, 0), total - read)

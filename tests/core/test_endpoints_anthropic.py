@@ -10,7 +10,7 @@ import anthropic
 import pytest
 from anthropic import types
 
-from brix_core import MemoryStore, Usage
+from brix_core import BrixConfigurationError, MemoryStore, Usage
 from brix_core.call import CallResponse, ToolCall
 from brix_core.client import BRIX
 from brix_core.demo import DemoServer, Reply
@@ -72,9 +72,7 @@ def test_all_parameters_reach_the_server_unchanged(server: DemoServer, raw: anth
         (MODEL, {"thinking": {"type": "enabled", "budget_tokens": 60_000}}, 64_000),
     ],
 )
-def test_the_cap_that_is_sent_is_the_cap_that_is_reserved(
-    model: str, given: dict[str, Any], cap: int
-) -> None:
+def test_the_cap_that_is_sent_is_the_cap_that_is_reserved(model: str, given: dict[str, Any], cap: int) -> None:
     target = endpoint(model)
     request = request_to(target, **given)
     arguments = target._arguments(request, False)
@@ -89,17 +87,13 @@ def test_nothing_but_the_required_cap_is_invented(server: DemoServer, raw: anthr
 
 
 @pytest.mark.parametrize("given", [{}, {"max_tokens": 4_000}, {"extra_body": {"max_tokens": 4_000}}])
-def test_a_clamp_changes_exactly_one_key(
-    server: DemoServer, raw: anthropic.Anthropic, given: dict[str, Any]
-) -> None:
+def test_a_clamp_changes_exactly_one_key(server: DemoServer, raw: anthropic.Anthropic, given: dict[str, Any]) -> None:
     rest = {"tools": [TOOL], "stop_sequences": ["END"], **given}
     before = sent(server, raw, **rest)
     client = BRIX.wrap(raw, model=MODEL, max_cost_usd=0.005, store=MemoryStore())
     client.complete_sync(USER, **rest)
     after = dict(server.requests[-1].body)
-    assert {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)} == {
-        "max_tokens"
-    }
+    assert {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)} == {"max_tokens"}
     assert 16 <= after["max_tokens"] < 4_000
 
 
@@ -197,6 +191,16 @@ def test_a_target_is_named_and_priced_by_host_and_model(
 ) -> None:
     target = endpoint(model, base_url)
     assert (target.provider, target.identity) == (provider, identity)
+
+
+async def test_a_request_the_sdk_does_not_send_is_not_charged(server: DemoServer, raw: anthropic.Anthropic) -> None:
+    client = BRIX.wrap(raw, model=MODEL, max_cost_usd=10.0, store=MemoryStore())
+    with pytest.raises(BrixConfigurationError, match=r"client\.stream"):
+        client.complete_sync(USER, max_tokens=64_000)
+    with pytest.raises(BrixConfigurationError, match=r"client\.stream"):
+        await client.complete(USER, max_tokens=64_000)
+    assert (client.context.session_cost_usd, server.stats.requests) == (0.0, 0)
+    assert "".join(client.stream(USER, max_tokens=64_000))
 
 
 _EVENTS: dict[str, Any] = {
@@ -300,9 +304,7 @@ def test_a_response_can_be_told_as_events() -> None:
     target = endpoint()
     response = CallResponse(
         text="Hello",
-        usage=Usage(
-            input_tokens=9, output_tokens=5, cache_read_tokens=4, cache_write_tokens=2, reasoning_tokens=1
-        ),
+        usage=Usage(input_tokens=9, output_tokens=5, cache_read_tokens=4, cache_write_tokens=2, reasoning_tokens=1),
         model="m",
         tool_calls=(ToolCall(id="1", name="f", arguments="{}"),),
         finish_reason="tool_use",

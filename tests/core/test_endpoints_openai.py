@@ -222,9 +222,7 @@ def test_cached_and_reasoning_tokens_are_read(server: DemoServer, raw: openai.Op
         answer = pieces.result
     else:
         answer = client.complete_sync(USER)
-    assert answer.usage == Usage(
-        input_tokens=100, output_tokens=65, cache_read_tokens=80, reasoning_tokens=64
-    )
+    assert answer.usage == Usage(input_tokens=100, output_tokens=65, cache_read_tokens=80, reasoning_tokens=64)
     assert answer.cost_usd == pytest.approx(20 * 0.15e-6 + 80 * 0.075e-6 + 65 * 0.6e-6, abs=1e-9)
 
 
@@ -246,9 +244,7 @@ class Answer(pydantic.BaseModel):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_pydantic_class_is_sent_as_its_strict_schema(
-    server: DemoServer, raw: openai.OpenAI, stream: bool
-) -> None:
+def test_a_pydantic_class_is_sent_as_its_strict_schema(server: DemoServer, raw: openai.OpenAI, stream: bool) -> None:
     body = sent(server, raw, stream=stream, response_format=Answer)
     wanted = body["response_format"]["json_schema"]
     assert (wanted["name"], wanted["strict"]) == ("Answer", True)
@@ -329,9 +325,7 @@ def test_chunks_make_the_response_of_a_plain_call() -> None:
     chunks = [
         chunk(choices=[], model="m-2"),
         chunk({"role": "assistant", "reasoning_content": "Hm"}),
-        chunk(
-            {"content": "Pa"}, logprobs={"content": [{"token": "Pa", "logprob": -1.0, "top_logprobs": []}]}
-        ),
+        chunk({"content": "Pa"}, logprobs={"content": [{"token": "Pa", "logprob": -1.0, "top_logprobs": []}]}),
         chunk({"content": "ris"}),
         chunk({"content": "Rome"}, index=1, finish_reason="length"),
         chunk(call_parts(1, id="2", type="function", function={"name": "g", "arguments": ""})),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from brix_core import BrixRateLimitError, BrixTimeoutError
+from brix_core import BrixRateLimitError, BrixRetryError, BrixTimeoutError
 from brix_core.clock import Wakeup
 from brix_core.usage import Usage
 from tests.support.errors import connection_lost, status_error
@@ -76,11 +77,13 @@ def test_no_window_admits_more_than_the_rate_and_the_burst(
 
     def blocking(number: int) -> None:
         clock.sleep(ordered[number] + number * 0.0001)
-        (driver.stream if mode.streamed else driver.call)(str(number))
+        with contextlib.suppress(BrixRetryError):
+            (driver.stream if mode.streamed else driver.call)(str(number))
 
     async def on_loop(number: int) -> None:
         await asyncio.sleep(ordered[number] + number * 0.0001)
-        await (driver.astream if mode.streamed else driver.acall)(str(number))
+        with contextlib.suppress(BrixRetryError):
+            await (driver.astream if mode.streamed else driver.acall)(str(number))
 
     async def main() -> None:
         await asyncio.gather(*map(on_loop, range(len(ordered))))
@@ -293,12 +296,25 @@ def test_the_rate_recovers_in_quiet_windows_and_never_beyond_its_limit(mode: Mod
     options = {**TOO_FAST, "recovery_window_seconds": 10, "rate_recovery_factor": 1.5}
     driver = Driver(pipeline(clock, **options), endpoint)
     mode.each(driver, [{}] * 2)
-    for rest, gap in ((9.0, 1 / 0.75), (20.0, 1.0), (1e9, 1.0)):
+    for rest, gap in ((9.0, 1 / 0.75), (20.0, 1.0), (1e5, 1.0)):
         clock.advance(rest)
         before = len(endpoint.sent)
         mode.each(driver, [{}] * 2)
         at = times(endpoint)
         assert at[before + 1] - at[before] == pytest.approx(gap, abs=1e-5)
+
+
+@every_mode
+@pytest.mark.parametrize("recovery", [1.0, 1.05, 1.5, 1e100])
+def test_the_rate_recovers_after_a_very_long_rest(mode: Mode, recovery: float) -> None:
+    clock = VirtualClock()
+    endpoint = FakeEndpoint(clock, behave=lambda number: status_error(429) if number == 0 else None)
+    options = {**TOO_FAST, "recovery_window_seconds": 1, "rate_recovery_factor": recovery}
+    driver = Driver(pipeline(clock, **options), endpoint)
+    mode.each(driver, [{}])
+    clock.advance(1e5)
+    assert all(isinstance(result, str) for result in mode.each(driver, [{}] * 2))
+    assert times(endpoint)[2] - times(endpoint)[1] == pytest.approx(2.0 if recovery == 1.0 else 1.0)
 
 
 @every_mode

@@ -50,11 +50,7 @@ class Messages:
         model, messages, limit = body.get("model"), body.get("messages"), body.get("max_tokens")
         if not isinstance(model, str) or not model:
             raise InvalidRequest("model: Field required")
-        if (
-            not isinstance(messages, list)
-            or not messages
-            or not all(isinstance(item, dict) for item in messages)
-        ):
+        if not isinstance(messages, list) or not messages or not all(isinstance(item, dict) for item in messages):
             raise InvalidRequest("messages: Field required, a list with at least one message")
         if not isinstance(limit, int) or limit < 1:
             raise InvalidRequest("max_tokens: Field required, an integer of at least 1")
@@ -80,9 +76,7 @@ class Messages:
             stream=bool(body.get("stream")),
         )
 
-    def answer(
-        self, prompt: Prompt, answers: Sequence[Answer], usage: Usage | None, index: int
-    ) -> dict[str, Any]:
+    def answer(self, prompt: Prompt, answers: Sequence[Answer], usage: Usage | None, index: int) -> dict[str, Any]:
         """The body of a complete answer."""
         answer = answers[0]
         content: list[dict[str, Any]] = [{"type": "text", "text": answer.text}] if answer.text else []
@@ -101,9 +95,7 @@ class Messages:
 
     def refusal(self, refusal: Refusal, index: int) -> dict[str, Any]:
         """The body of an error response."""
-        kind = _ERROR_TYPES.get(
-            refusal.status, "api_error" if refusal.status >= 500 else "invalid_request_error"
-        )
+        kind = _ERROR_TYPES.get(refusal.status, "api_error" if refusal.status >= 500 else "invalid_request_error")
         error = {"type": kind, "message": refusal.message}
         return {"type": "error", "error": error, "request_id": f"req_{index:08d}"}
 

@@ -111,9 +111,7 @@ def _value_tokens(value: Any) -> int:
         if kind in ("image_url", "image", "input_image"):
             return PER_IMAGE
         # Discriminators and identifiers are syntax, not text of the prompt.
-        return sum(
-            _value_tokens(item) for key, item in value.items() if key not in ("type", "id", "tool_use_id")
-        )
+        return sum(_value_tokens(item) for key, item in value.items() if key not in ("type", "id", "tool_use_id"))
     if isinstance(value, list):
         return sum(map(_value_tokens, value))
     return text_tokens(json.dumps(value))

@@ -137,9 +137,7 @@ class _Maker:
         wanted = max(len(fixed), min(least, schema.get("maxItems", math.inf)))
         if "items" not in schema and not schema.get("minItems"):
             return fixed
-        return fixed + [
-            self.make(schema.get("items", {}), name, depth + 1) for _ in range(wanted - len(fixed))
-        ]
+        return fixed + [self.make(schema.get("items", {}), name, depth + 1) for _ in range(wanted - len(fixed))]
 
     def _number(self, schema: Mapping[str, Any], *, whole: bool) -> int | float:
         text = self._numbers.popleft() if self._numbers else "1"

@@ -50,9 +50,7 @@ class WireFormat(Protocol):
     def read(self, body: Mapping[str, Any]) -> Prompt:
         """The prompt in a request's body; raises `InvalidRequest`."""
 
-    def answer(
-        self, prompt: Prompt, answers: Sequence[Answer], usage: Usage | None, index: int
-    ) -> dict[str, Any]:
+    def answer(self, prompt: Prompt, answers: Sequence[Answer], usage: Usage | None, index: int) -> dict[str, Any]:
         """The body of a complete answer."""
 
     def stream(self, prompt: Prompt, index: int) -> StreamFormat:
@@ -160,9 +158,7 @@ class Exchange:
         if plan.ending != "complete":
             await self._break_off(plan, transport)
         pieces = [
-            (choice, piece)
-            for choice, answer in enumerate(plan.answers)
-            for piece in answer.pieces(plan.chunk_size)
+            (choice, piece) for choice, answer in enumerate(plan.answers) for piece in answer.pieces(plan.chunk_size)
         ]
         if generating := plan.first_token + plan.chunk_delay * max(0, len(pieces) - 1):
             await anyio.sleep(generating)

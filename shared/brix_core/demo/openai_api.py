@@ -37,11 +37,7 @@ class ChatCompletions:
             InvalidRequest: A field is missing or of the wrong kind.
         """
         messages = body.get("messages")
-        if (
-            not isinstance(messages, list)
-            or not messages
-            or not all(isinstance(item, dict) for item in messages)
-        ):
+        if not isinstance(messages, list) or not messages or not all(isinstance(item, dict) for item in messages):
             raise InvalidRequest("Missing required parameter: 'messages', a list with at least one message.")
         functions = [tool.get("function", {}) for tool in body.get("tools") or []]
         tools = tuple(
@@ -67,9 +63,7 @@ class ChatCompletions:
             max_tokens=_whole(body, "max_completion_tokens") or _whole(body, "max_tokens"),
         )
 
-    def answer(
-        self, prompt: Prompt, answers: Sequence[Answer], usage: Usage | None, index: int
-    ) -> dict[str, Any]:
+    def answer(self, prompt: Prompt, answers: Sequence[Answer], usage: Usage | None, index: int) -> dict[str, Any]:
         """The body of a complete answer."""
         choices = [
             {
@@ -119,9 +113,7 @@ class TextCompletions:
             max_tokens=_whole(body, "max_tokens") or _DEFAULT_COMPLETION_TOKENS,
         )
 
-    def answer(
-        self, prompt: Prompt, answers: Sequence[Answer], usage: Usage | None, index: int
-    ) -> dict[str, Any]:
+    def answer(self, prompt: Prompt, answers: Sequence[Answer], usage: Usage | None, index: int) -> dict[str, Any]:
         """The body of a complete answer."""
         choices = [_text_choice(number, answer.text, answer.finish) for number, answer in enumerate(answers)]
         return _frame("cmpl", "text_completion", prompt, index) | {"choices": choices} | _usage(usage)
@@ -317,11 +309,7 @@ def _ending(frame: Mapping[str, Any], prompt: Prompt, usage: Usage | None) -> by
 
 
 def _event(payload: Mapping[str, Any]) -> bytes:
-    return (
-        b"data: "
-        + json.dumps(payload, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
-        + b"\n\n"
-    )
+    return b"data: " + json.dumps(payload, ensure_ascii=False, separators=(",", ":")).encode(errors="replace") + b"\n\n"
 
 
 CHAT_COMPLETIONS = ChatCompletions()

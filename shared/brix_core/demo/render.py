@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 from urllib.parse import urlsplit
 
@@ -19,25 +20,51 @@ if TYPE_CHECKING:
     from brix_core.demo.scene import Case, Exhibit, Scenario, Side
     from brix_core.demo.surface import Surface, Target
 
+SHORTEST_SECRET: Final = 8
+"""Characters."""
+
 LOG_WIDTH: Final = 100
 """Columns where there is no terminal to ask."""
 
 
-class SessionTally(Protocol):
+class Figures(Protocol):
     """See `brix_core.demo.show.Tally`."""
 
-    cap: float
     spent: float
     billed: float
     counted: int
     seen: int
     unguarded: float
-    unguarded_seen: int
+
+
+class SessionTally(Figures, Protocol):
+    """See `brix_core.demo.show.Tally`."""
+
+    cap: float
 
     @property
     def agrees(self) -> bool:
         """Whether the figures agree."""
         ...
+
+
+@dataclass(slots=True)
+class Sum:
+    """Figures of all sessions."""
+
+    spent: float = 0.0
+    billed: float = 0.0
+    counted: int = 0
+    seen: int = 0
+    unguarded: float = 0.0
+
+    def add(self, one: Figures) -> None:
+        """Add those of one."""
+        self.spent += one.spent
+        self.billed += one.billed
+        self.counted += one.counted
+        self.seen += one.seen
+        self.unguarded += one.unguarded
 
 
 def console(*, color: bool = True, stderr: bool = False) -> Console:
@@ -58,7 +85,8 @@ class Screen:
 
     def __init__(self, out: Console, secret: str = "") -> None:
         self._out = out
-        self._secret = secret
+        # Something as short as "none", which local servers are given, is no secret, and part of many words.
+        self._secret = secret if len(secret) >= SHORTEST_SECRET else ""
         self._yes, self._no = ("ok", "NO") if out.options.ascii_only else ("✓", "✗")
         self._position = (0, 1)
 
@@ -115,7 +143,7 @@ class Screen:
         number, total = self._position
         columns = (SpinnerColumn("line"), TextColumn("{task.description}"), BarColumn(20), TimeElapsedColumn())
         with Progress(*columns, console=self._out, transient=True, disable=not self._out.is_terminal) as line:
-            line.add_task(f"{number}/{total} {what}", total=total, completed=number - 1)
+            line.add_task(f"{number}/{total} {what}" if number else what, total=total, completed=max(0, number - 1))
             yield
 
     def cases(self, cases: Mapping[str, Sequence[Case]], *, live: bool) -> None:
@@ -145,31 +173,20 @@ class Screen:
         self._out.print()
         self._out.print(Rule(Text("costs", "bold"), align="left", style="dim"))
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-        table.add_column("session")
-        table.add_column("through")
-        for name in ("cap", "spent", "server's bill", "counted", "server saw", "", "bare"):
-            table.add_column(name, justify="left" if not name else "right")
-        total = [0.0, 0.0, 0, 0, 0.0]
+        for name in _LIVE_COLUMNS if live else _COLUMNS:
+            table.add_column(name, justify="left" if name in ("session", "through", "") else "right")
+        total = Sum()
         for session, tallies in sessions.items():
             for position, (title, one) in enumerate(tallies.items()):
+                total.add(one)
                 mark = Text(self._yes, "green") if one.agrees else Text(self._no, "bold red")
-                table.add_row(
-                    session if not position else "", title, _cap(one.cap), f"${one.spent:.4f}",
-                    *_unless(live, f"${one.billed:.4f}"), str(one.counted), *_unless(live, str(one.seen)), mark,
-                    *_unless(live, f"${one.unguarded:.4f}"),
-                )  # fmt: skip
-                for place, value in enumerate((one.spent, one.billed, one.counted, one.seen, one.unguarded)):
-                    total[place] += value
-        spent, billed, counted, seen, unguarded = total
+                table.add_row("" if position else session, title, _cap(one.cap), *_figures(one, mark, live))
         table.add_section()
-        table.add_row(
-            "all", "", "", f"${spent:.4f}", *_unless(live, f"${billed:.4f}"), str(int(counted)),
-            *_unless(live, str(int(seen))), "", *_unless(live, f"${unguarded:.4f}"), style="bold",
-        )  # fmt: skip
+        table.add_row("all", "", "", *_figures(total, Text(), live), style="bold")
         self._out.print(Padding(table, (1, 0, 1, 0)))
         if not live:
             self._say(Text(_HOW_TO_READ, "dim"))
-        self._verdict(failures, int(counted), int(seen), live=live)
+        self._verdict(failures, total.counted, total.seen, live=live)
 
     def stopped(self) -> None:
         """The user has seen enough."""
@@ -185,7 +202,7 @@ class Screen:
         if failures:
             self._say(Text(f"{len(failures)} claim(s) did not hold.", "bold red"))
         elif live:
-            self._say(Text(f"{self._yes} Every claim holds; {counted} requests left.", "green"))
+            self._say(Text(f"{self._yes} Every claim holds; the guards counted {counted} requests.", "green"))
         else:
             agreement = f"the server saw {seen} requests, the guards counted {counted}"
             self._say(Text(f"{self._yes} Every claim holds: {agreement}.", "green"))
@@ -226,9 +243,13 @@ class Screen:
         return text
 
 
+_COLUMNS: Final = (
+    "session", "through", "cap", "spent", "server's bill", "counted", "server saw", "", "bare"
+)  # fmt: skip
+_LIVE_COLUMNS: Final = ("session", "through", "cap", "spent", "counted", "")
 _HOW_TO_READ: Final = (
     "spent and counted: by the guards. server's bill: the tokens the server counted, at the model's price. "
-    "Where a call was given up half-way, the guards charge what the provider may bill. "
+    "They differ where a call was given up half-way: the guards charge what had arrived, or what it may cost at most. "
     "bare: the bill for the same work without guards."
 )
 
@@ -254,8 +275,16 @@ def _cap(cap: float) -> str:
     return f"${cap:.2f}" if cap >= 0.01 else f"${cap:g}"
 
 
-def _unless(live: bool, cell: str) -> Iterable[str]:
-    return (cell if not live else "",)
+def _figures(one: Figures, mark: Text, live: bool) -> list[RenderableType]:
+    """The cells of a row of the summary, from the spend on."""
+    spent, counted = _usd(one.spent), str(one.counted)
+    if live:
+        return [spent, counted, mark]
+    return [spent, _usd(one.billed), counted, str(one.seen), mark, _usd(one.unguarded)]
+
+
+def _usd(amount: float) -> str:
+    return f"${amount:.6f}"
 
 
 __all__ = ["LOG_WIDTH", "Screen", "SessionTally", "console"]

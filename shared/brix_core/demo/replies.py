@@ -158,9 +158,7 @@ def _(behaviour: ServerError, prompt: Prompt) -> Refusal:
 
 @_decide.register
 def _(behaviour: Overloaded, prompt: Prompt) -> Refusal:
-    return Refusal(
-        status=529, kind="overloaded_error", message="Overloaded", retry_after=behaviour.retry_after
-    )
+    return Refusal(status=529, kind="overloaded_error", message="Overloaded", retry_after=behaviour.retry_after)
 
 
 @_decide.register

@@ -208,9 +208,7 @@ class DemoServer:
             exception_handlers={HTTPException: _not_served},
         )
 
-    async def _receive(
-        self, wire: WireFormat, request: Request, stopping: asyncio.Event
-    ) -> Exchange | Response:
+    async def _receive(self, wire: WireFormat, request: Request, stopping: asyncio.Event) -> Exchange | Response:
         try:
             raw = await request.body()
         except ClientDisconnect:
@@ -223,9 +221,7 @@ class DemoServer:
             body=body,
             headers={key: value for key, value in request.headers.items() if key not in _CREDENTIALS},
         )
-        return Exchange(
-            wire=wire, prompt=prompt, plan=plan, entry=entry, ledger=self._ledger, stopping=stopping.wait
-        )
+        return Exchange(wire=wire, prompt=prompt, plan=plan, entry=entry, ledger=self._ledger, stopping=stopping.wait)
 
     def _plan(self, wire: WireFormat, raw: bytes) -> tuple[dict[str, Any], Prompt, Plan | Refusal]:
         body: dict[str, Any] = {}

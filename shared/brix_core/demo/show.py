@@ -11,14 +11,15 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Final
 
+from brix_core.demo.collection import collect
 from brix_core.demo.render import Screen
-from brix_core.demo.scenarios import scenarios
 from brix_core.demo.scene import Case, Check, Scenario, Side
 from brix_core.demo.server import DemoServer
-from brix_core.demo.stage import MODEL, Stage
+from brix_core.demo.stage import DEFAULT_OUTPUT, MODEL, Application, Stage
 from brix_core.demo.surface import Connection, Surface, Target, load_surface, surface_names
 from brix_core.errors import BrixConfigurationError
 from brix_core.prices import PriceBook
+from brix_core.store import MemoryStore
 
 LIVE_MODEL: Final = "gpt-4o-mini"
 
@@ -37,7 +38,6 @@ class Tally:
     counted: int = 0
     seen: int = 0
     unguarded: float = 0.0
-    unguarded_seen: int = 0
 
     @property
     def agrees(self) -> bool:
@@ -53,7 +53,6 @@ class Tally:
         self.seen += guarded.sent
         if bare is not None:
             self.unguarded += bare.billed
-            self.unguarded_seen += bare.sent
 
 
 @dataclass(slots=True)
@@ -108,7 +107,7 @@ def load_surfaces(names: Sequence[str]) -> dict[str, Surface]:
 
 def programme(surfaces: Mapping[str, Surface], *, live: bool) -> list[Scenario]:
     """Every scenario there is, in order."""
-    return scenarios(live=live, more=[one for surface in surfaces.values() for one in surface.scenarios])
+    return collect(live=live, more=[one for surface in surfaces.values() for one in surface.scenarios])
 
 
 def live_target(environment: Mapping[str, str] = os.environ, model: str | None = None) -> Target:
@@ -154,6 +153,9 @@ async def show(
             connections = {
                 surface.title: await stack.enter_async_context(surface.connected(target)) for surface in surfaces
             }
+            for title, connection in connections.items() if server else ():
+                with screen.waiting(f"warming up {title}"):
+                    await _warm_up(connection)
             owners = {id(one): surface.title for surface in surfaces for one in surface.scenarios}
             for number, scenario in enumerate(playing, start=1):
                 screen.begin(number, len(playing), scenario)
@@ -166,6 +168,16 @@ async def show(
                 outcome.played += 1
     screen.summary(outcome.sessions, outcome.failures, live=live is not None)
     return outcome
+
+
+async def _warm_up(connection: Connection) -> None:
+    """A few calls that are not counted, so that no run is charged for the imports and tables of a first call."""
+    guarded = connection.guarded({"max_cost_usd": 1.0, "store": MemoryStore()}, max_tokens=DEFAULT_OUTPUT)
+    for chat in (connection.bare(own_retries=False, max_tokens=DEFAULT_OUTPUT), guarded):
+        application = Application(chat, give_up=20.0)
+        await application.ask("Hello", blocking=True)
+        await application.ask("Hello")
+        await application.stream("Hello")
 
 
 async def _play(

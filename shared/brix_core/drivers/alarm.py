@@ -18,13 +18,14 @@ from brix_core.errors import TimeoutKind
 class Alarm:
     """Bounds awaits of the running task, one after the other."""
 
-    __slots__ = ("_armed_for", "_fired", "_loop", "_task", "_timer")
+    __slots__ = ("_armed_for", "_cancelled_before", "_fired", "_loop", "_task", "_timer")
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._armed_for: float | None = None
         self._task: asyncio.Task[Any] | None = None
+        self._cancelled_before = 0
         self._fired = False
 
     async def wait(self, get: Callable[[], Awaitable[Any]], seconds: float | None, kind: TimeoutKind) -> Any:
@@ -34,35 +35,59 @@ class Alarm:
             LimitReachedError: The time is over.
             CancelledError: Somebody else cancelled the task, even where what was awaited swallowed it.
         """
-        task = asyncio.current_task(self._loop)
-        if task is None:
-            raise RuntimeError("time limits need an asyncio task")
-        cancelled_before = task.cancelling()
-        if seconds is not None:
-            self._arm(task, self._loop.time() + seconds)
+        self.arm(seconds)
         try:
             result = await get()
-        except asyncio.CancelledError:
-            if self._disarm() and task.uncancel() <= cancelled_before:
-                raise LimitReachedError(kind) from None
-            raise
-        except StopAsyncIteration:  # the stream ended just as the alarm rang
-            if self._disarm():
-                task.uncancel()
-            raise
-        except Exception as error:
-            if self._disarm() and task.uncancel() <= cancelled_before:  # our cancellation, dressed up as a failure
-                raise LimitReachedError(kind) from error
-            raise
-        self._armed_for = None
-        if self._fired:  # our cancellation was swallowed, or came too late
-            self._fired = False
-            task.uncancel()
+        except BaseException as error:
+            raise self.judge(error, kind) from error.__cause__
+        if self.has_rung():
             await _discard(result)
             raise LimitReachedError(kind)
-        if task.cancelling() > cancelled_before:  # somebody's cancellation was swallowed
-            raise asyncio.CancelledError
         return result
+
+    def arm(self, seconds: float | None) -> None:
+        """Before an await: ring after so many seconds (None: only watch for swallowed cancellations)."""
+        task = self._task = asyncio.current_task(self._loop)
+        if task is None:
+            raise RuntimeError("time limits need an asyncio task")
+        self._cancelled_before = task.cancelling()
+        if seconds is not None:
+            when = self._armed_for = self._loop.time() + seconds
+            timer = self._timer
+            if timer is None or timer.when() > when:
+                if timer is not None:
+                    timer.cancel()
+                self._timer = self._loop.call_at(when, self._ring)
+
+    def has_rung(self) -> bool:
+        """After an await that gave a result: whether the time was over (our cancellation swallowed, or too late).
+
+        Raises:
+            CancelledError: Somebody else's cancellation was swallowed.
+        """
+        task, self._task, self._armed_for = self._task, None, None
+        if task is None:
+            return False
+        if self._fired:
+            self._fired = False
+            task.uncancel()
+            return True
+        if task.cancelling() > self._cancelled_before:
+            raise asyncio.CancelledError
+        return False
+
+    def judge(self, error: BaseException, kind: TimeoutKind) -> BaseException:
+        """After an await that raised: what to raise instead. Our own cancellation becomes `LimitReachedError`."""
+        task, self._task, self._armed_for = self._task, None, None
+        fired, self._fired = self._fired, False
+        if not fired or task is None:
+            return error
+        ours = task.uncancel() <= self._cancelled_before
+        if ours and isinstance(error, StopAsyncIteration):  # the stream ended just as the alarm rang
+            return error
+        if ours and isinstance(error, Exception | asyncio.CancelledError):
+            return LimitReachedError(kind)
+        return error
 
     def close(self) -> None:
         """Drop the timer."""
@@ -70,19 +95,6 @@ class Alarm:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-
-    def _arm(self, task: asyncio.Task[Any], when: float) -> None:
-        self._task, self._armed_for = task, when
-        timer = self._timer
-        if timer is None or timer.when() > when:
-            if timer is not None:
-                timer.cancel()
-            self._timer = self._loop.call_at(when, self._ring)
-
-    def _disarm(self) -> bool:
-        """Whether the alarm has rung since it was armed."""
-        fired, self._fired, self._armed_for, self._task = self._fired, False, None, None
-        return fired
 
     def _ring(self) -> None:
         self._timer = None

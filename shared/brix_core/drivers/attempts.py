@@ -86,6 +86,11 @@ def as_partial(response: CallResponse) -> CallResponse:
     return response._replace(partial=True, finish_reason="timeout")
 
 
+def may_collect(request: CallRequest) -> bool:
+    """Whether an answer may be streamed under the hood: by a model that can, and one choice, which chunks tell."""
+    return request.endpoint.streams and request.endpoint.choices(request.params) == 1
+
+
 class Tap:
     """Passes the chunks of one attempt through its hooks, and keeps what is needed at the end.
 
@@ -187,4 +192,4 @@ class Waits:
             self._first_left = max(0.0, self._first_left - seconds)
 
 
-__all__ = ["LimitReachedError", "Tap", "Waits", "as_partial", "begin", "fail", "succeed"]
+__all__ = ["LimitReachedError", "Tap", "Waits", "as_partial", "begin", "fail", "may_collect", "succeed"]

@@ -10,7 +10,7 @@ from typing import Any
 
 from brix_core.call import CallRequest, CallResponse
 from brix_core.clock import Clock
-from brix_core.drivers.attempts import LimitReachedError, Tap, Waits, as_partial, begin, fail, succeed
+from brix_core.drivers.attempts import LimitReachedError, Tap, Waits, as_partial, begin, fail, may_collect, succeed
 from brix_core.drivers.workers import EndOfSourceError, Pump, submit
 from brix_core.flow import Effect, Flow, ModelCall, Sleep
 
@@ -76,7 +76,7 @@ def _perform(effect: Effect, clock: Clock) -> Any:
 def _call(request: CallRequest, clock: Clock) -> CallResponse:
     attempt = begin(request, clock)
     try:
-        if request.limits.keep_partial and request.endpoint.streams:
+        if request.limits.keep_partial and may_collect(request):
             return succeed(attempt, _collect(request, clock), clock)
         if request.limits.call is None:
             return succeed(attempt, request.endpoint.call(request), clock)

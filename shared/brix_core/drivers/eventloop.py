@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any
 
 from brix_core.call import CallRequest, CallResponse
 from brix_core.clock import Clock
 from brix_core.drivers.alarm import Alarm
-from brix_core.drivers.attempts import LimitReachedError, Tap, Waits, as_partial, begin, fail, succeed
+from brix_core.drivers.attempts import LimitReachedError, Tap, Waits, as_partial, begin, fail, may_collect, succeed
 from brix_core.flow import Effect, Flow, ModelCall, Sleep
 
 
@@ -95,7 +95,7 @@ async def _call(request: CallRequest, clock: Clock) -> CallResponse:
     attempt = begin(request, clock)
     limits = request.limits
     try:
-        if limits.keep_partial and request.endpoint.streams:
+        if limits.keep_partial and may_collect(request):
             return succeed(attempt, await _collect(request, clock), clock)
         if limits.call is None:
             return succeed(attempt, await request.endpoint.acall(request), clock)
@@ -116,11 +116,12 @@ async def _call(request: CallRequest, clock: Clock) -> CallResponse:
 
 async def _collect(request: CallRequest, clock: Clock) -> CallResponse:
     """Read a stream into one response, so that a timeout leaves what has arrived."""
-    tap, source = Tap(request, clock), _Source(request)
+    tap = Tap(request, clock)
+    source = _Source(request, tap)
     try:
         while True:
             try:
-                tap.collect(await source.next(tap.has_content))
+                tap.collect(await source.next())
             except StopAsyncIteration:
                 return request.endpoint.assemble(tap.chunks, tap.text, request)
             except LimitReachedError:
@@ -132,31 +133,35 @@ async def _collect(request: CallRequest, clock: Clock) -> CallResponse:
 class _Source:
     """The provider's chunks, each waited for no longer than the limits allow."""
 
-    __slots__ = ("_alarm", "_bounded", "_chunks", "_loop", "_next", "_waits", "next")
+    __slots__ = ("_alarm", "_bounded", "_chunks", "_loop", "_tap", "_waits", "next")
 
-    def __init__(self, request: CallRequest) -> None:
+    def __init__(self, request: CallRequest, tap: Tap) -> None:
         limits = request.limits
-        self._chunks = request.endpoint.astream(request)
-        self._next = self._chunks.__anext__
         limited = limits.call is not None or limits.first_token is not None or limits.idle is not None
-        self._waits = Waits(limits) if limited else None
-        self._alarm = Alarm() if limited else None
+        self._chunks = request.endpoint.astream(request)
+        self._tap = tap
+        self._waits = Waits(limits)
         self._bounded = limits.call is not None
+        self._alarm = Alarm() if limited else None
         self._loop = asyncio.get_running_loop()
-        self.next = self._limited if limited else self._unlimited
+        self.next: Callable[[], Awaitable[Any]] = self._limited if limited else self._chunks.__anext__
 
-    async def _unlimited(self, has_content: bool) -> Any:
-        return await self._next()
-
-    async def _limited(self, has_content: bool) -> Any:
-        assert self._waits is not None
-        assert self._alarm is not None
+    async def _limited(self) -> Any:
+        alarm = self._alarm
+        assert alarm is not None
+        has_content = self._tap.has_content
         wait, kind = self._waits.next(has_content)
-        if has_content and not self._bounded:
-            return await self._alarm.wait(self._next, wait, kind)
-        before = self._loop.time()
-        chunk = await self._alarm.wait(self._next, wait, kind)
-        self._waits.spend(self._loop.time() - before)
+        counts = self._bounded or not has_content
+        before = self._loop.time() if counts else 0.0
+        alarm.arm(wait)
+        try:
+            chunk = await self._chunks.__anext__()
+        except BaseException as error:
+            raise alarm.judge(error, kind) from error.__cause__
+        if alarm.has_rung():
+            raise LimitReachedError(kind)
+        if counts:
+            self._waits.spend(self._loop.time() - before)
         return chunk
 
     async def aclose(self) -> None:
@@ -186,9 +191,9 @@ class _Stream:
         if self._ended:
             raise StopAsyncIteration
         if self._source is None:
-            self._source = _Source(self.request)
+            self._source = _Source(self.request, self._tap)
         try:
-            chunk = await self._source.next(self._tap.has_content)
+            chunk = await self._source.next()
         except StopAsyncIteration:
             self._ended = True
             response = self.request.endpoint.finish(self._tap.chunks, self._tap.text, self.request)

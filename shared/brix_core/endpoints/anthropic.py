@@ -13,6 +13,7 @@ from typing import Any, Final
 from brix_core.call import CallRequest, CallResponse
 from brix_core.endpoints.anthropic_events import events_of, merge, read_event, read_message
 from brix_core.endpoints.sdk import SDKEndpoint, StreamPiece, is_cap, is_given, put, sent_body
+from brix_core.errors import BrixConfigurationError
 from brix_core.model_limits import max_output_tokens
 
 DEFAULT_MAX_TOKENS: Final = 8_192
@@ -75,6 +76,20 @@ class AnthropicEndpoint(SDKEndpoint):
                 found.append(body[name])
         return found
 
+    def call(self, request: CallRequest) -> CallResponse:
+        """One blocking request."""
+        try:
+            return super().call(request)
+        except ValueError as error:
+            raise _explained(error) from error.__cause__
+
+    async def acall(self, request: CallRequest) -> CallResponse:
+        """One request on the event loop."""
+        try:
+            return await super().acall(request)
+        except ValueError as error:
+            raise _explained(error) from error.__cause__
+
     def piece(self, chunk: Any) -> StreamPiece:
         """Read an event."""
         billed, text = read_event(chunk)
@@ -95,10 +110,7 @@ class AnthropicEndpoint(SDKEndpoint):
         """The events of a stream that gives a response at once."""
         from anthropic import types
 
-        return [
-            self.piece(getattr(types, _EVENTS[event["type"]]).construct(**event))
-            for event in events_of(response)
-        ]
+        return [self.piece(getattr(types, _EVENTS[event["type"]]).construct(**event)) for event in events_of(response)]
 
     def _provider(self) -> str | None:
         name = type(self._client).__name__
@@ -128,6 +140,16 @@ class AnthropicEndpoint(SDKEndpoint):
 
     def _response(self, raw: Any, request: CallRequest) -> CallResponse:
         return read_message(raw, self.model(request.params))
+
+
+def _explained(error: ValueError) -> Exception:
+    """The SDK sends no plain request that may run for long; what was never sent must not be charged."""
+    if not str(error).startswith("Streaming is"):
+        return error
+    return BrixConfigurationError(
+        "the anthropic SDK sends a request with so large a max_tokens only as a stream; use client.stream(...), "
+        "lower max_tokens, or pass timeout="
+    )
 
 
 def _split(messages: Sequence[Any], given: Any) -> tuple[Any, list[Any]]:

@@ -170,8 +170,7 @@ class LLMClientEndpoint:
 def _is_async(method: Any) -> bool:
     call = getattr(method, "__call__", None)  # noqa: B004 - an object with an asynchronous __call__
     return any(
-        inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
-        for function in (method, call)
+        inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function) for function in (method, call)
     )
 
 

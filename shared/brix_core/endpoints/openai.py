@@ -142,9 +142,7 @@ class OpenAIEndpoint(SDKEndpoint):
             text="".join(choice.message.content or "" for choice in choices),
             usage=read_usage(raw.usage),
             model=raw.model or self.model(request.params),
-            tool_calls=tuple(
-                tool_call(call) for choice in choices for call in choice.message.tool_calls or ()
-            ),
+            tool_calls=tuple(tool_call(call) for choice in choices for call in choice.message.tool_calls or ()),
             finish_reason=choices[0].finish_reason if choices else None,
             raw=raw,
         )

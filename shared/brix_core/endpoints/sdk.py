@@ -76,9 +76,7 @@ class SDKEndpoint(ABC):
         url = urlsplit(str(self._client.base_url))
         self.host: Final = url.hostname or ""
         path = url.path.strip("/")
-        self._address = (
-            self.host + (f":{url.port}" if url.port else "") + ("" if path in ("", "v1") else f"/{path}")
-        )
+        self._address = self.host + (f":{url.port}" if url.port else "") + ("" if path in ("", "v1") else f"/{path}")
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.identity!r})"

@@ -57,7 +57,7 @@ class _Record(NamedTuple):
     response: CallResponse | None
     outcome: Outcome
     error: tuple[str, str] | None
-    prompt_hash: str
+    prompt_hash: str | None
     latency: float
 
 
@@ -83,12 +83,13 @@ class ObservabilityGuard:
 
     def flow(self, request: CallRequest, proceed: Proceed) -> Flow:
         """Observe one call; nothing is changed on its way."""
+        prompt_hash = _hash_of(request)  # before anybody edits the messages while the answer comes
         try:
             response = yield from proceed(request)
         except BaseException as error:
-            self._record(request, None, error)
+            self._record(request, prompt_hash, None, error)
             raise
-        self._record(request, response, None)
+        self._record(request, prompt_hash, response, None)
         return response
 
     def get_traces(self, session_id: str | None = None) -> list[dict[str, Any]]:
@@ -102,14 +103,20 @@ class ObservabilityGuard:
             entries = list(self._entries)
         return [copy.deepcopy(entry) for entry in reversed(entries) if session_id in (None, entry["session_id"])]
 
-    def _record(self, request: CallRequest, response: CallResponse | None, error: BaseException | None) -> None:
+    def _record(
+        self,
+        request: CallRequest,
+        prompt_hash: str | None,
+        response: CallResponse | None,
+        error: BaseException | None,
+    ) -> None:
         call = request.call
         record = _Record(
             request=request,
             response=None if response is None else response._replace(raw=None),
             outcome=_outcome(response, error, call.attempts),
-            error=None if error is None else (type(error).__name__, str(error)[:MAX_MESSAGE]),
-            prompt_hash=request.conversation.sha256(),
+            error=None if error is None else (type(error).__name__, _message_of(error)),
+            prompt_hash=prompt_hash,
             latency=self._clock.now() - call.started,
         )
         call.session.metadata = call.metadata
@@ -164,6 +171,21 @@ class ObservabilityGuard:
             "decisions": call.decisions,
             "guards_active": self._guards,
         }
+
+
+def _hash_of(request: CallRequest) -> str | None:
+    """The prompt's hash; None for a prompt that is none. What then fails is recorded, and not us."""
+    try:
+        return request.conversation.sha256()
+    except Exception:
+        return None
+
+
+def _message_of(error: BaseException) -> str:
+    try:
+        return str(error)[:MAX_MESSAGE]
+    except Exception:  # somebody's broken __str__
+        return ""
 
 
 def _attempt(attempt: Attempt, started: float) -> dict[str, Any]:

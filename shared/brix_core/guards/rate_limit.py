@@ -227,8 +227,9 @@ class _Pace:
         if self.factor < 1.0:
             windows = int((now - self._changed) / self._config.recovery_window_seconds)
             if windows > 0:
-                # Past 1 nothing more is gained: a long rest must not overflow the power.
-                self.factor = min(1.0, self.factor * self._config.rate_recovery_factor ** min(windows, 10_000))
+                gain = windows * math.log(self._config.rate_recovery_factor)
+                # Compared as logarithms: after a long rest the power would overflow.
+                self.factor = 1.0 if gain >= -math.log(self.factor) else self.factor * math.exp(gain)
                 self._changed += windows * self._config.recovery_window_seconds
         return self.factor
 

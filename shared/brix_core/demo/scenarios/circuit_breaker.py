@@ -9,14 +9,14 @@ from brix_core.demo.faults import ServerError, SlowFirstToken
 from brix_core.demo.scene import Case, Check, Scenario
 from brix_core.demo.stage import Application, Stage
 
-CALLS = 8
+CALLS = 6
 THRESHOLD = 3
-REST = 0.3
-TOLL = 0.1
+REST = 0.25
+TOLL = 0.08
 
 
 async def play(stage: Stage) -> Sequence[Case]:
-    """Eight calls to a provider that is down; a rest; one more when it is back."""
+    """Calls to a provider that is down; a rest; one more when it is back."""
 
     async def work(app: Application) -> None:
         for number in range(CALLS):

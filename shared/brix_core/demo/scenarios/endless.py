@@ -9,7 +9,7 @@ from brix_core.demo.scene import Case, Check, Scenario
 from brix_core.demo.stage import Application, Stage
 
 OUTPUT = 200
-REPETITIONS = 700
+REPETITIONS = 500
 
 
 async def play(stage: Stage) -> Sequence[Case]:

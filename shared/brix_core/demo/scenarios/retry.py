@@ -8,7 +8,7 @@ from brix_core.demo.faults import BadRequest, RateLimited, Reply, ServerError
 from brix_core.demo.scene import Case, Check, Scenario, Side
 from brix_core.demo.stage import Application, Stage
 
-ASKED_WAIT = 0.4
+ASKED_WAIT = 0.3
 ANSWER = "Third time lucky."
 
 
@@ -23,7 +23,7 @@ async def play(stage: Stage) -> Sequence[Case]:
 
 async def _passing(stage: Stage) -> Case:
     script = (ServerError(500), RateLimited(retry_after=str(ASKED_WAIT)), Reply(ANSWER))
-    guarded = await stage.run(stage.guarded(max_retries=2, max_backoff=0.5), _ask, script=script)
+    guarded = await stage.run(stage.guarded(max_retries=2, max_backoff=0.4), _ask, script=script)
     bare = await stage.run(stage.bare(), _ask, script=script)
     arrivals = [record.started_at for record in guarded.records]
     pause = arrivals[-1] - arrivals[-2] if len(arrivals) > 1 else 0.0
@@ -42,7 +42,7 @@ async def _passing(stage: Stage) -> Case:
 
 async def _fatal(stage: Stage) -> Case:
     bad = BadRequest("The context is too long.", code="context_length_exceeded")
-    guarded = await stage.run(stage.guarded(max_retries=2, max_backoff=0.5), _ask, default=bad)
+    guarded = await stage.run(stage.guarded(max_retries=2, max_backoff=0.4), _ask, default=bad)
     bare = await stage.run(stage.bare(), _ask, default=bad)
     return Case(
         label="400",

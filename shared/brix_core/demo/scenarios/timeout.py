@@ -11,10 +11,10 @@ from brix_core.demo.stage import Application, Stage, Work
 from brix_core.errors import BrixTimeoutError, TimeoutKind
 from brix_core.options import GuardOptions
 
-LIMITS: Final[GuardOptions] = {"per_call_timeout": 0.3, "first_token_timeout": 0.2, "idle_timeout": 0.1}
+LIMITS: Final[GuardOptions] = {"per_call_timeout": 0.2, "first_token_timeout": 0.15, "idle_timeout": 0.1}
 SLACK: Final = 0.25
-SLOW: Final = 0.5
-PATIENCE: Final = 0.5
+SLOW: Final = 0.4
+PATIENCE: Final = 0.4
 """Seconds after which the demo stops waiting for what has no end."""
 LONG_PATIENCE: Final = 20.0
 QUESTION: Final = "Tell me a story."
@@ -36,8 +36,8 @@ async def play(stage: Stage) -> Sequence[Case]:
     """One case for each limit, and one in which the application wants what there is."""
     late, stalled = Reply("At last.", latency=SLOW), StalledStream(after=6)
     return [
-        await _case(stage, "per_call_timeout", "call", 0.3, _ask_blocking, late),
-        await _case(stage, "first_token_timeout", "first_token", 0.2, _stream, SlowFirstToken(SLOW)),
+        await _case(stage, "per_call_timeout", "call", 0.2, _ask_blocking, late),
+        await _case(stage, "first_token_timeout", "first_token", 0.15, _stream, SlowFirstToken(SLOW)),
         await _case(stage, "idle_timeout", "idle", 0.1, _stream, stalled),
         await _partial(stage, stalled),
     ]
