@@ -1,7 +1,8 @@
 """What the guards cost: added microseconds for a call and for a chunk, beside LangChain's retry and beside a peer.
 
-``make bench`` runs it and writes ``docs/benchmarks.md``. All subjects of a row are timed in turn, several rounds, in one
-run; a figure is the median of its rounds, and what counts is the ratio. ``--check`` exits with 1 when a target is missed.
+``make bench`` runs it and writes ``docs/benchmarks.md``. All subjects of a row are timed in turn, several rounds, in
+one run; a figure is the median of its rounds, and what counts is the ratio. ``--check`` exits with 1 when a target is
+missed.
 """
 
 from __future__ import annotations
@@ -160,7 +161,8 @@ class Peer:
 
     def __init__(self) -> None:
         core = find_spec("llama_index.core")
-        assert core is not None and core.submodule_search_locations is not None
+        assert core is not None
+        assert core.submodule_search_locations is not None
         ranks = Path(core.submodule_search_locations[0]) / "_static" / "tiktoken_cache"
         self._process = subprocess.Popen(
             [str(PEER), str(ROOT / "benchmarks" / "peer.py")],
@@ -171,7 +173,8 @@ class Peer:
         )
 
     def measure(self, messages: list[dict[str, str]], calls: int) -> dict[str, float]:
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.write(json.dumps({"messages": messages, "calls": calls}) + "\n")
         self._process.stdin.flush()
         answer: dict[str, float] = json.loads(self._process.stdout.readline())
@@ -251,7 +254,9 @@ def against_peer(turns: int) -> list[Row]:
 
 def memory() -> Row:
     """Growth of memory over 100,000 calls in one session, after the first 5,000."""
-    client = BRIX.wrap(BareClient(api_key="none"), max_cost_usd=1e9, requests_per_minute=1e9, max_retries=2, store=MemoryStore())
+    client = BRIX.wrap(
+        BareClient(api_key="none"), max_cost_usd=1e9, requests_per_minute=1e9, max_retries=2, store=MemoryStore()
+    )
 
     async def run(calls: int) -> None:
         for number in range(calls):
@@ -281,13 +286,15 @@ def report(rows: Sequence[Row]) -> str:
     lines = [
         "# Benchmarks",
         "",
-        f"Measured by `make bench` on 2 cores, Python {platform.python_version()}. All subjects of a row are timed in turn in",
-        "one run; figures are medians, and only ratios carry over to another machine. A turn is a message of history.",
+        f"Measured by `make bench` on 2 cores, Python {platform.python_version()}. All subjects of a row are timed in",
+        "turn in one run; figures are medians, and only ratios carry over to another machine. A turn is a message of",
+        "history.",
         "",
-        "Around the model are: budget, rate limit (requests and tokens), retry, circuit breaker, failover, timeouts (per step,",
-        "per call, first token, idle) and observability. A blocking call with a call timeout is handed to a worker thread, so",
-        "that its caller is released in time whatever the client does; that hand-over is most of the difference between the",
-        "`invoke` rows with and without one (see [decision 0009](decisions/0009-time-limits-without-threads-that-hang.md)).",
+        "Around the model are: budget, rate limit (requests and tokens), retry, circuit breaker, failover, timeouts",
+        "(per step, per call, first token, idle) and observability. A blocking call with a call timeout is handed to a",
+        "worker thread, so that its caller is released in time whatever the client does; that hand-over is most of the",
+        "difference between the `invoke` rows with and without one",
+        "(see [decision 0009](decisions/0009-time-limits-without-threads-that-hang.md)).",
         "",
         "| what | ratio | target | | figures |",
         "|---|---:|---|---|---|",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import aclosing
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -19,13 +18,13 @@ from langchain_core.tools import BaseTool
 from pydantic import ConfigDict, Field
 from typing_extensions import override
 
-from brix_core.call import CallRequest, CallResponse
+from brix_core.call import CallRequest
 from brix_core.errors import BrixConfigurationError
 from brix_core.pipeline import Pipeline
 from brix_core.session import Session
 from brix_langchain.binding import bound_arguments, rebind
-from brix_langchain.caching import without_partial_answers
 from brix_langchain.endpoint import ChatModelEndpoint
+from brix_langchain.partial_answers import awith_ending, marked_result, with_ending, without_partial_answers
 from brix_langchain.sessions import session_of
 
 _TAKEN_OVER = (
@@ -117,7 +116,7 @@ class GuardedChatModel(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        return _result(self._pipeline.call(self._request(messages, stop, run_manager, kwargs)))
+        return marked_result(self._pipeline.call(self._request(messages, stop, run_manager, kwargs)))
 
     @override
     async def _agenerate(
@@ -127,7 +126,7 @@ class GuardedChatModel(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        return _result(await self._pipeline.acall(self._request(messages, stop, run_manager, kwargs)))
+        return marked_result(await self._pipeline.acall(self._request(messages, stop, run_manager, kwargs)))
 
     @override
     def _stream(
@@ -139,7 +138,7 @@ class GuardedChatModel(BaseChatModel):
     ) -> Iterator[ChatGenerationChunk]:
         request = self._request(messages, stop, run_manager, kwargs, stream=True)
         chunks = self._pipeline.stream(request)
-        return _ended(chunks, request) if self._keeps_partial else chunks
+        return with_ending(chunks, request) if self._keeps_partial else chunks
 
     @override
     def _astream(
@@ -151,7 +150,7 @@ class GuardedChatModel(BaseChatModel):
     ) -> AsyncIterator[ChatGenerationChunk]:
         request = self._request(messages, stop, run_manager, kwargs, stream=True)
         chunks = self._pipeline.astream(request)
-        return _aended(chunks, request) if self._keeps_partial else chunks
+        return awith_ending(chunks, request) if self._keeps_partial else chunks
 
     def _request(
         self,
@@ -354,48 +353,11 @@ for _hook in (GuardedChatModel._generate, GuardedChatModel._agenerate):
     _hook.__signature__ = inspect.signature(_hook)
 
 
-def _result(response: CallResponse) -> ChatResult:
-    result = cast(ChatResult, response.raw)
-    if response.partial:
-        for generation in result.generations:
-            generation.message.response_metadata["finish_reason"] = "timeout"
-    return result
-
-
 def _named(config: RunnableConfig | None, kwargs: dict[str, Any]) -> dict[str, Any]:
     """The arguments, and the session that the configuration names."""
     if _SESSION not in kwargs and (name := session_of(config)) is not None:
         kwargs[_SESSION] = name
     return kwargs
-
-
-def _ended(chunks: Iterator[ChatGenerationChunk], request: CallRequest) -> Iterator[ChatGenerationChunk]:
-    """The chunks, and one that says so when a time limit ended them."""
-    yield from chunks
-    if _timed_out(request):
-        yield _timeout_chunk()
-
-
-async def _aended(
-    chunks: AsyncIterator[ChatGenerationChunk], request: CallRequest
-) -> AsyncIterator[ChatGenerationChunk]:
-    async with aclosing(cast(Any, chunks)):
-        async for chunk in chunks:
-            yield chunk
-    if _timed_out(request):
-        yield _timeout_chunk()
-
-
-def _timed_out(request: CallRequest) -> bool:
-    attempts = request.call.attempts
-    return bool(attempts) and attempts[-1].outcome == "timed_out"
-
-
-def _timeout_chunk() -> ChatGenerationChunk:
-    return ChatGenerationChunk(
-        message=AIMessageChunk(content="", chunk_position="last"),
-        generation_info={"finish_reason": "timeout"},
-    )
 
 
 __all__ = ["GuardedChatModel"]

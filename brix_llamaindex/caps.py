@@ -118,8 +118,7 @@ class Stated:
         if stated <= 0:
             return None
         chosen = any(
-            getattr(llm, name, None) == stated
-            for name in ("max_tokens", "max_new_tokens", "max_output_tokens")
+            getattr(llm, name, None) == stated for name in ("max_tokens", "max_new_tokens", "max_output_tokens")
         )
         return stated if chosen or stated != DEFAULT_NUM_OUTPUTS else None
 

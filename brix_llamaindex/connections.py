@@ -58,12 +58,7 @@ class Opened:
 def _client(llm: LLM, name: str) -> Any:
     """Its SDK client, made now if it would be made by the call; None when there is none to watch."""
     private: dict[str, Any] = llm.__pydantic_private__ or {}
-    if (
-        name in private
-        and private[name] is None
-        and getattr(llm, "reuse_client", False)
-        and OPENAI in class_names(llm)
-    ):
+    if name in private and private[name] is None and getattr(llm, "reuse_client", False) and OPENAI in class_names(llm):
         getattr(llm, f"_get{name}")()
     client = private.get(name)
     return client if callable(getattr(client, "with_options", None)) and hasattr(client, "request") else None

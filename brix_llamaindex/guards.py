@@ -68,9 +68,7 @@ class Guards:
         messages, session_id = list(messages), self._session_id()
 
         def chunks() -> Any:
-            request = self.pipeline.request(
-                self.endpoint, messages, params, stream=True, session_id=session_id
-            )
+            request = self.pipeline.request(self.endpoint, messages, params, stream=True, session_id=session_id)
             with closing(cast(Any, self.pipeline.stream(request))) as source:
                 for chunk in source:
                     yield chunk.response
@@ -82,9 +80,7 @@ class Guards:
         messages, session_id = list(messages), self._session_id()
 
         async def chunks() -> Any:
-            request = self.pipeline.request(
-                self.endpoint, messages, params, stream=True, session_id=session_id
-            )
+            request = self.pipeline.request(self.endpoint, messages, params, stream=True, session_id=session_id)
             async with aclosing(cast(Any, self.pipeline.astream(request))) as source:
                 async for chunk in source:
                     yield chunk.response

@@ -81,9 +81,7 @@ def guard(llm: LLM, **options: Unpack[GuardOptions]) -> GuardedLLM:
     advise = "retry" not in parsed.configs
     budget = parsed.configs.get("budget")
     strict = budget is not None and budget.budget_strategy == "block"
-    first, *others = (
-        LLMEndpoint(private_copy(one, advise=advise), strict=strict) for one in (llm, *parsed.fallbacks)
-    )
+    first, *others = (LLMEndpoint(private_copy(one, advise=advise), strict=strict) for one in (llm, *parsed.fallbacks))
     parsed = _without_clamp(parsed, options, [first, *others])
     return _guarded(first, Pipeline(parsed, others))
 
@@ -148,13 +146,9 @@ class GuardedLLM(_LLM):
         """Chat through the guards, streamed on the event loop."""
         return cast(ChatResponseAsyncGen, self.brix.astream(messages, kwargs))
 
-    async def astream_complete(
-        self, prompt: str, formatted: bool = False, **kwargs: Any
-    ) -> CompletionResponseAsyncGen:
+    async def astream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseAsyncGen:
         """Complete a text through the guards, streamed on the event loop."""
-        return cast(
-            CompletionResponseAsyncGen, self.brix.astream((Prompt(prompt),), _with(formatted, kwargs))
-        )
+        return cast(CompletionResponseAsyncGen, self.brix.astream((Prompt(prompt),), _with(formatted, kwargs)))
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set it for the LLM behind the guards too, except retries of its own."""
@@ -207,9 +201,7 @@ def _guarded(endpoint: LLMEndpoint, pipeline: Pipeline) -> GuardedLLM:
 @lru_cache(maxsize=256)
 def _guarded_class(cls: type[LLM]) -> type[GuardedLLM]:
     namespace = {"__module__": __name__, "__doc__": cls.__doc__, _STATE: PrivateAttr()}
-    return types.new_class(
-        f"Guarded{cls.__name__}", (GuardedLLM, cls), exec_body=lambda own: own.update(namespace)
-    )
+    return types.new_class(f"Guarded{cls.__name__}", (GuardedLLM, cls), exec_body=lambda own: own.update(namespace))
 
 
 def _without_clamp(parsed: Parsed, options: GuardOptions, endpoints: Sequence[LLMEndpoint]) -> Parsed:

@@ -114,11 +114,7 @@ def _older_call(call: Any) -> ToolCall:
     function = field(call, "function") or call
     name = field(function, "name") or field(call, "tool_name") or ""
     arguments = next(
-        (
-            found
-            for key in ("arguments", "input", "tool_kwargs")
-            if (found := field(function, key)) is not None
-        ),
+        (found for key in ("arguments", "input", "tool_kwargs") if (found := field(function, key)) is not None),
         "",
     )
     return ToolCall(

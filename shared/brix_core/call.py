@@ -147,7 +147,7 @@ NO_LIMITS = Limits()
 
 
 class CallRequest(NamedTuple):
-    """One request on its way down the guards. (A named tuple: the cheapest frozen record there is.)
+    """One request on its way down the guards; a named tuple, the cheapest frozen record there is.
 
     Attributes:
         call: The logical call it belongs to.

@@ -103,7 +103,7 @@ class Conversation:
         >>> talk.prompt_tokens("gpt-4o")
         8
         >>> talk.sha256()[:8]
-        'df3e9a9b'
+        'f21a26f2'
     """
 
     __slots__ = ("_memory", "_prefix", "codec", "messages")

@@ -67,9 +67,7 @@ class Pipeline:
             session_id: The session, when the framework's configuration names one.
         """
         session = self.sessions.resolve(session_id)
-        call = LogicalCall(
-            run_id=_uuid4(), session=session, started=self.clock.now(), started_at=self.clock.time()
-        )
+        call = LogicalCall(run_id=_uuid4(), session=session, started=self.clock.now(), started_at=self.clock.time())
         session.call_count += 1
         session.run_id = call.run_id
         return CallRequest(
@@ -116,9 +114,7 @@ def _uuid4() -> str:
     return f"{h[:8]}-{h[8:12]}-4{h[13:16]}-{'89ab'[int(h[16], 16) & 3]}{h[17:20]}-{h[20:]}"
 
 
-def _call_ring(
-    options: Parsed, fallbacks: Sequence[Endpoint], store: Store, clock: Clock
-) -> list[Guard]:
+def _call_ring(options: Parsed, fallbacks: Sequence[Endpoint], store: Store, clock: Clock) -> list[Guard]:
     configs = options.configs
     guards: list[Guard] = []
     if fallbacks:

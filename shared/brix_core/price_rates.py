@@ -51,7 +51,9 @@ class Rates:
         if self._flat is not None and not (
             usage.cache_read_tokens or usage.cache_write_tokens or usage.reasoning_tokens
         ):
-            return self.request + max(usage.input_tokens, 0) * self._flat[0] + max(usage.output_tokens, 0) * self._flat[3]
+            return (
+                self.request + max(usage.input_tokens, 0) * self._flat[0] + max(usage.output_tokens, 0) * self._flat[3]
+            )
         total = max(usage.input_tokens, 0)
         read = min(max(usage.cache_read_tokens, 0), total)
         write = min(max(usage.cache_write_tokens, 0), total - read)

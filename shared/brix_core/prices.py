@@ -201,9 +201,7 @@ class PriceBook:
 
     _MAX_CACHED = 4096
 
-    def __init__(
-        self, overrides: Mapping[str, tuple[float, float] | Mapping[str, Any]] | None = None
-    ) -> None:
+    def __init__(self, overrides: Mapping[str, tuple[float, float] | Mapping[str, Any]] | None = None) -> None:
         if overrides is not None and not isinstance(overrides, Mapping):
             raise BrixConfigurationError(f"prices must map model names to USD per token, got {overrides!r}")
         self._overrides = {_key(name): _override(name, value) for name, value in (overrides or {}).items()}
@@ -257,15 +255,12 @@ def _override(name: str, value: object) -> Price:
         given = dict(value)
         if not {"input", "output"} <= given.keys() <= set(fields):
             raise BrixConfigurationError(
-                f"price of {name!r} needs input and output, and may have cache_read and cache_write; "
-                f"got {value!r}"
+                f"price of {name!r} needs input and output, and may have cache_read and cache_write; got {value!r}"
             )
     elif isinstance(value, (tuple, list)) and len(value) == 2:
         given = {"input": value[0], "output": value[1]}
     else:
-        raise BrixConfigurationError(
-            f"price of {name!r} must be (input, output) in USD per token, got {value!r}"
-        )
+        raise BrixConfigurationError(f"price of {name!r} must be (input, output) in USD per token, got {value!r}")
     tiers: dict[str, Tiers] = {}
     for field, amount in given.items():
         what = f"{field} price of {name!r}"

@@ -152,9 +152,7 @@ def _whole_words() -> frozenset[str]:
 def _ascii_pairs() -> frozenset[str]:
     bits = _pair_bits()[0]
     return frozenset(
-        chr(32 + index // _ASCII) + chr(32 + index % _ASCII)
-        for index in range(_ASCII * _ASCII)
-        if bits >> index & 1
+        chr(32 + index // _ASCII) + chr(32 + index % _ASCII) for index in range(_ASCII * _ASCII) if bits >> index & 1
     )
 
 

@@ -99,9 +99,7 @@ def _load(name: EncodingName) -> Callable[[str], int] | None:
         if data is None:
             return None
         ranks = {base64.b64decode(token): int(rank) for token, rank in map(bytes.split, data.splitlines())}
-        encoding = tiktoken.Encoding(
-            name, pat_str=_SPECS[name].pattern, mergeable_ranks=ranks, special_tokens={}
-        )
+        encoding = tiktoken.Encoding(name, pat_str=_SPECS[name].pattern, mergeable_ranks=ranks, special_tokens={})
     return _counter(encoding)
 
 

@@ -106,9 +106,9 @@ def _read_text(path: Path) -> str:
 
 def test_no_core_module_loads_a_framework(tmp_path: Path) -> None:
     report = json.loads(_fresh_interpreter(IMPORT_EVERYTHING, tmp_path))
-    on_disk = {
-        path for path in PACKAGE_ROOTS[0].rglob("*.py") if path.stem not in {"__init__", "__main__"}
-    } - set((PACKAGE_ROOTS[0] / "demo").rglob("*.py"))
+    on_disk = {path for path in PACKAGE_ROOTS[0].rglob("*.py") if path.stem not in {"__init__", "__main__"}} - set(
+        (PACKAGE_ROOTS[0] / "demo").rglob("*.py")
+    )
 
     assert [name for name in report["loaded"] if FRAMEWORKS.match(name)] == []
     seen = set(report["imported"] + report["skipped"])

@@ -52,9 +52,7 @@ def a_hundred(mode: Mode, endpoint: FakeEndpoint, threads: int | None = None, **
     """100 calls of a cent at the same time, for at most five cents; returns the store, books checked."""
     store = AuditedStore()
     pipe = pipeline(endpoint.clock, store=store, session_id="s", max_cost_usd=0.05, **CENT, **options)
-    results = mode.all(
-        Driver(pipe, endpoint), [{"prompt": str(number)} for number in range(100)], threads=threads
-    )
+    results = mode.all(Driver(pipe, endpoint), [{"prompt": str(number)} for number in range(100)], threads=threads)
     answered = [result for result in results if isinstance(result, str)]
     refused = [result for result in results if isinstance(result, BrixBudgetError)]
     assert len(answered) + len(refused) == 100
@@ -136,8 +134,7 @@ def test_pipelines_that_share_store_and_session_share_the_cap(mode: Mode) -> Non
     clock, store = VirtualClock(), AuditedStore()
     endpoint = cent_endpoint(clock)
     drivers = [
-        Driver(pipeline(clock, store=store, session_id="s", max_cost_usd=0.05, **CENT), endpoint)
-        for _ in range(2)
+        Driver(pipeline(clock, store=store, session_id="s", max_cost_usd=0.05, **CENT), endpoint) for _ in range(2)
     ]
     for driver in drivers:
         mode.all(driver, [{"prompt": str(number)} for number in range(4)])
@@ -310,14 +307,10 @@ async def _aread(driver: Driver, plan: Plan, request: CallRequest) -> None:
 @every_mode
 @settings(deadline=None, max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_neither_our_books_nor_the_providers_bill_ever_exceed_the_cap(
-    mode: Mode, data: st.DataObject
-) -> None:
+def test_neither_our_books_nor_the_providers_bill_ever_exceed_the_cap(mode: Mode, data: st.DataObject) -> None:
     clock, store = VirtualClock(), AuditedStore()
     endpoint = Billed(clock, latency=1.0, chunk_delay=0.1, known_longest=40)
-    endpoint.setup(
-        data.draw(rates), data.draw(st.lists(st.sampled_from(sorted(FATES)), min_size=1, max_size=6))
-    )
+    endpoint.setup(data.draw(rates), data.draw(st.lists(st.sampled_from(sorted(FATES)), min_size=1, max_size=6)))
     cap = data.draw(st.integers(1, 40_000_000))
     options = {
         "max_cost_usd": cap / 1e9,
@@ -472,9 +465,7 @@ def test_cache_writes_settle_at_their_own_price(mode: Mode) -> None:
 
 @every_mode
 def test_an_answer_without_usage_is_counted(mode: Mode) -> None:
-    driver, store = guarded(
-        FakeEndpoint(VirtualClock(), chunks=[PIECE] * 30), prices={"gpt-4o": (1e-6, 1e-5)}
-    )
+    driver, store = guarded(FakeEndpoint(VirtualClock(), chunks=[PIECE] * 30), prices={"gpt-4o": (1e-6, 1e-5)})
     mode.one(driver, model="gpt-4o", max_tokens=100)
     assert store.balance("budget:s").spent == prompt_tokens(driver, "gpt-4o") * 1_000 + 30 * 10_000
     assert driver.pipe.traces.get_traces()[0]["usage_estimated"] is True
@@ -585,9 +576,7 @@ def test_a_free_model_is_never_blocked_not_even_on_a_spent_budget(mode: Mode) ->
     )
     with pytest.warns(BrixBudgetWarning):
         mode.one(driver, model="paid", max_tokens=100)
-    results = mode.each(
-        driver, [{"model": "paid", "max_tokens": 100}, {"model": "local"}, {"model": "local"}]
-    )
+    results = mode.each(driver, [{"model": "paid", "max_tokens": 100}, {"model": "local"}, {"model": "local"}])
     assert [isinstance(result, str) for result in results] == [False, True, True]
     assert endpoint.sent[-1].cap is None
 
@@ -600,9 +589,7 @@ def test_a_session_is_warned_once_when_its_budget_is_nearly_used_up(mode: Mode) 
     endpoint = FakeEndpoint(VirtualClock(), usage=Usage(input_tokens=8, output_tokens=100))
     driver, _ = guarded(endpoint, max_cost_usd=0.1, prices={"m": (0, 0.0001)}, budget_warning_threshold=0.5)
     call = {"model": "m", "max_tokens": 100}
-    assert all(
-        isinstance(result, str) for result in mode.each(driver, [call] * 4)
-    )  # a warning is an error here
+    assert all(isinstance(result, str) for result in mode.each(driver, [call] * 4))  # a warning is an error here
     with pytest.warns(BrixBudgetWarning) as caught:
         mode.each(driver, [call] * 4)
     assert len(caught) == 1

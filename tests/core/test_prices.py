@@ -79,9 +79,7 @@ def test_amounts_that_are_no_money_are_refused(value: Any) -> None:
 @pytest.mark.parametrize(("model", "provider"), MODELS)
 @settings(max_examples=60, deadline=None)
 @given(usage=_usages(), fewer=st.integers(0, 100_000))
-def test_worst_case_is_never_below_the_cost(
-    model: str, provider: str | None, usage: Usage, fewer: int
-) -> None:
+def test_worst_case_is_never_below_the_cost(model: str, provider: str | None, usage: Usage, fewer: int) -> None:
     price = _find(model, provider)
 
     assert price.worst_case(usage.input_tokens, usage.output_tokens) >= price.cost(usage)
@@ -102,9 +100,7 @@ def test_affordable_output_is_exact(model: str, provider: str | None, input_toke
         assert output == 2**63 - 1 or price.worst_case(input_tokens, output + 1) > money
 
 
-@pytest.mark.parametrize(
-    ("model", "provider"), [row for row in MODELS if row[0] not in ("override", "cached")]
-)
+@pytest.mark.parametrize(("model", "provider"), [row for row in MODELS if row[0] not in ("override", "cached")])
 @settings(max_examples=25, deadline=None)
 @given(usage=_usages())
 def test_cost_is_what_genai_prices_calculates(model: str, provider: str | None, usage: Usage) -> None:
@@ -149,12 +145,8 @@ def test_cached_and_reasoning_tokens_have_the_providers_prices() -> None:
     mini, claude = _find("gpt-4o-mini"), _find("claude-haiku-4-5")
 
     assert mini.cost(Usage(input_tokens=1_000_000, output_tokens=0)) == to_nano("0.15")
-    assert mini.cost(Usage(input_tokens=1_000_000, output_tokens=0, cache_read_tokens=1_000_000)) == to_nano(
-        "0.075"
-    )
-    assert claude.cost(
-        Usage(input_tokens=1_000_000, output_tokens=0, cache_write_tokens=1_000_000)
-    ) == to_nano("1.25")
+    assert mini.cost(Usage(input_tokens=1_000_000, output_tokens=0, cache_read_tokens=1_000_000)) == to_nano("0.075")
+    assert claude.cost(Usage(input_tokens=1_000_000, output_tokens=0, cache_write_tokens=1_000_000)) == to_nano("1.25")
     assert mini.cost(Usage(input_tokens=0, output_tokens=10, reasoning_tokens=10)) == mini.cost(
         Usage(input_tokens=0, output_tokens=10)
     )
@@ -162,9 +154,7 @@ def test_cached_and_reasoning_tokens_have_the_providers_prices() -> None:
 
 def test_impossible_usage_reports_are_cut_to_their_totals() -> None:
     price = _find("claude-haiku-4-5")
-    odd = Usage(
-        input_tokens=10, output_tokens=5, cache_read_tokens=50, cache_write_tokens=50, reasoning_tokens=99
-    )
+    odd = Usage(input_tokens=10, output_tokens=5, cache_read_tokens=50, cache_write_tokens=50, reasoning_tokens=99)
 
     assert 0 < price.cost(odd) <= price.worst_case(10, 5)
     assert price.cost(Usage(input_tokens=-5, output_tokens=-1)) == 0
@@ -218,9 +208,7 @@ def test_names_of_frameworks_are_understood(model: str, provider: str | None) ->
     ["my-model", "demo-model", "gpt-4o-but-not-really", "gpt-99", "my-gpt-4o", "claude-foo", "test", "",
      "acme/x", "llama3.1:8b", "gpt-4o-2099-01-01", "ft:gpt-4.1-mini:org::id"],
 )  # fmt: skip
-@pytest.mark.parametrize(
-    "provider", [None, "openai", "anthropic", "openrouter", "litellm", "ollama", "nobody"]
-)
+@pytest.mark.parametrize("provider", [None, "openai", "anthropic", "openrouter", "litellm", "ollama", "nobody"])
 def test_unknown_models_are_not_priced_by_accident(model: str, provider: str | None) -> None:
     assert PriceBook().find(model, provider) is None
 

@@ -28,9 +28,7 @@ SAMPLES = {
     )
     * 4,
     "Python": Path(token_estimate.__file__).with_name("errors.py").read_text(encoding="utf-8"),
-    "JSON": json.dumps(
-        [{"id": i, "name": f"item {i}", "price": i * 1.37, "tags": ["new", "sale"]} for i in range(50)]
-    ),
+    "JSON": json.dumps([{"id": i, "name": f"item {i}", "price": i * 1.37, "tags": ["new", "sale"]} for i in range(50)]),
     "base64": base64.b64encode(_BYTES).decode(),
     "hex": _BYTES.hex(),
     "Chinese": "人工智能正在改变我们的生活和工作方式。请用中文回答以下问题，并说明理由。" * 8,  # noqa: RUF001
@@ -104,15 +102,11 @@ def test_table_of_pairs_holds_only_tokens_of_both_vocabularies(ranks: list[set[b
 def test_premises_of_the_bound_hold_in_both_vocabularies(ranks: list[set[bytes]]) -> None:
     for vocabulary in ranks:
         assert all(
-            "".join(digits).encode() in vocabulary
-            for k in (1, 2, 3)
-            for digits in product("0123456789", repeat=k)
+            "".join(digits).encode() in vocabulary for k in (1, 2, 3) for digits in product("0123456789", repeat=k)
         )
         assert all(b" " * width in vocabulary for width in range(1, 80))
         assert all(word.encode() in vocabulary for word in token_estimate._whole_words())
-        joining = {
-            bytes(pair) for pair in product(range(0x80, 0xC0), range(0xC2, 0xF5)) if bytes(pair) in vocabulary
-        }
+        joining = {bytes(pair) for pair in product(range(0x80, 0xC0), range(0xC2, 0xF5)) if bytes(pair) in vocabulary}
         assert joining <= set(token_estimate._JOINING_PAIRS)
 
 

@@ -70,9 +70,7 @@ def reference() -> dict[str, tiktoken.Encoding]:
         ("text-embedding-3-small", "cl100k_base"),
     ],
 )
-def test_openai_models_are_counted_exactly(
-    model: str, encoding: str, reference: dict[str, tiktoken.Encoding]
-) -> None:
+def test_openai_models_are_counted_exactly(model: str, encoding: str, reference: dict[str, tiktoken.Encoding]) -> None:
     tokenizer = tokenizer_for(model)
 
     assert (tokenizer.encoding, tokenizer.exact, tokenizer.headroom) == (encoding, True, 1.0)
@@ -137,9 +135,7 @@ def test_count_many_is_the_sum() -> None:
 
 
 @pytest.mark.parametrize("text", [" " * 1_200_000, "a" * 450_000, "word and 12 more, " * 40_000])
-def test_long_texts_neither_panic_nor_lose_exactness(
-    text: str, reference: dict[str, tiktoken.Encoding]
-) -> None:
+def test_long_texts_neither_panic_nor_lose_exactness(text: str, reference: dict[str, tiktoken.Encoding]) -> None:
     tokens_counted = GPT.count(text)
 
     if text.startswith("word"):
@@ -219,9 +215,7 @@ print("ok")
 
 @pytest.mark.parametrize("cache", [None, "", "empty"])
 def test_importing_is_light_and_counting_needs_no_network(cache: str | None, tmp_path: Path) -> None:
-    env = {key: value for key, value in os.environ.items() if key != "TIKTOKEN_CACHE_DIR"} | {
-        "TMPDIR": str(tmp_path)
-    }
+    env = {key: value for key, value in os.environ.items() if key != "TIKTOKEN_CACHE_DIR"} | {"TMPDIR": str(tmp_path)}
     if cache is not None:
         env["TIKTOKEN_CACHE_DIR"] = str(tmp_path) if cache else ""
     done = subprocess.run(
@@ -283,8 +277,7 @@ def test_messages_follow_the_cookbook() -> None:
         },
         {
             "role": "user",
-            "content": "This late pivot means we don't have time to boil the ocean for the client "
-            "deliverable.",
+            "content": "This late pivot means we don't have time to boil the ocean for the client deliverable.",
         },
     ]
 

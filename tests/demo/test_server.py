@@ -145,9 +145,7 @@ class TestAnswers:
         assert (choice.message.content, choice.finish_reason) == ("one two", "stop")
 
     @pytest.mark.parametrize("stream", [False, True])
-    def test_several_choices_are_all_paid_for(
-        self, server: DemoServer, client: openai.OpenAI, stream: bool
-    ) -> None:
+    def test_several_choices_are_all_paid_for(self, server: DemoServer, client: openai.OpenAI, stream: bool) -> None:
         server.default = Reply("Paris, of course")
         if stream:
             chunks = _stream(client, n=3, stream_options={"include_usage": True})
@@ -191,17 +189,13 @@ class TestAnswers:
 
         assert len(message.tool_calls or []) == calls
 
-    def test_streamed_tool_calls_add_up_and_are_counted(
-        self, server: DemoServer, client: openai.OpenAI
-    ) -> None:
+    def test_streamed_tool_calls_add_up_and_are_counted(self, server: DemoServer, client: openai.OpenAI) -> None:
         server.script(ToolCalls([("get_weather", {"place": "Oslo"}), ("now", {})], text="Let me see."))
         with client.chat.completions.stream(
             model=MODEL, messages=ASK, stream_options={"include_usage": True}
         ) as stream:
             answer: Any = stream.get_final_completion()
-        calls = [
-            (call.function.name, call.function.arguments) for call in answer.choices[0].message.tool_calls
-        ]
+        calls = [(call.function.name, call.function.arguments) for call in answer.choices[0].message.tool_calls]
 
         assert calls == [("get_weather", '{"place":"Oslo"}'), ("now", "{}")]
         sent = ["Let me see.", *(part for call in calls for part in call)]
@@ -220,9 +214,7 @@ class TestAnswers:
         strict = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
         value = json.loads(_chat(client, response_format=strict).choices[0].message.content)
         keys: Any = [{"role": "user", "content": "Answer in JSON with 'setup' and 'punchline' keys."}]
-        loose = (
-            _chat(client, messages=keys, response_format={"type": "json_object"}).choices[0].message.content
-        )
+        loose = _chat(client, messages=keys, response_format={"type": "json_object"}).choices[0].message.content
 
         assert value["kind"] == "a"
         assert value["tags"] == ["sam", "sam"]
@@ -248,9 +240,7 @@ class TestStreams:
         assert _text(chunks) == "Paris, of course"
         assert all(chunk.usage is None for chunk in chunks[:-1])
         assert bool(last.choices) is not wanted
-        assert [c.choices[0].finish_reason for c in chunks if c.choices and c.choices[0].finish_reason] == [
-            "stop"
-        ]
+        assert [c.choices[0].finish_reason for c in chunks if c.choices and c.choices[0].finish_reason] == ["stop"]
         if wanted:
             assert last.usage.completion_tokens == _tokens("Paris, of course")
         record = server.requests[0]
@@ -270,9 +260,7 @@ class TestStreams:
         assert events[-1] == "data: [DONE]"
         assert all('"usage":null' in event for event in events[:-2])
 
-    async def test_async_streams_and_answers(
-        self, server: DemoServer, async_client: openai.AsyncOpenAI
-    ) -> None:
+    async def test_async_streams_and_answers(self, server: DemoServer, async_client: openai.AsyncOpenAI) -> None:
         server.default = Reply("Hello there", chunk_delay=0.001)
         answer = await async_client.chat.completions.create(model=MODEL, messages=ASK)
         stream = await async_client.chat.completions.create(model=MODEL, messages=ASK, stream=True)
@@ -280,9 +268,7 @@ class TestStreams:
         assert answer.choices[0].message.content == "Hello there"
         assert _text([chunk async for chunk in stream]) == "Hello there"
 
-    def test_a_slow_first_token_comes_after_the_headers(
-        self, server: DemoServer, client: openai.OpenAI
-    ) -> None:
+    def test_a_slow_first_token_comes_after_the_headers(self, server: DemoServer, client: openai.OpenAI) -> None:
         server.script(SlowFirstToken(0.2, then=Reply("late")), Reply("late", latency=0.2))
         took = []
         for _ in range(2):
@@ -294,9 +280,7 @@ class TestStreams:
 
         assert took == [(True, True), (False, True)]
 
-    def test_a_cut_stream_breaks_and_counts_what_was_sent(
-        self, server: DemoServer, client: openai.OpenAI
-    ) -> None:
+    def test_a_cut_stream_breaks_and_counts_what_was_sent(self, server: DemoServer, client: openai.OpenAI) -> None:
         server.script(CutStream(after=3, text="Paris is the capital"))
         chunks: list[Any] = []
         with _chat(client, stream=True) as stream, pytest.raises((httpx.HTTPError, openai.APIError)):
@@ -362,13 +346,10 @@ class TestDepartures:
         assert server.requests[0].outcome == "aborted"
         assert server.requests[0].completion_tokens == _tokens(_text(got))
 
-    async def test_cancelled_tasks_are_recorded(
-        self, server: DemoServer, async_client: openai.AsyncOpenAI
-    ) -> None:
+    async def test_cancelled_tasks_are_recorded(self, server: DemoServer, async_client: openai.AsyncOpenAI) -> None:
         server.default = StalledStream()
         calls = [
-            asyncio.ensure_future(async_client.chat.completions.create(model=MODEL, messages=ASK))
-            for _ in range(3)
+            asyncio.ensure_future(async_client.chat.completions.create(model=MODEL, messages=ASK)) for _ in range(3)
         ]
         while server.stats.in_flight < 3:
             await asyncio.sleep(0.005)
@@ -530,9 +511,7 @@ class TestAnthropic:
         first: Any = answer.content[0]
         assert first.text == text == "Hello there"
 
-    def test_cut_and_abandoned_streams_are_recorded(
-        self, server: DemoServer, claude: anthropic.Anthropic
-    ) -> None:
+    def test_cut_and_abandoned_streams_are_recorded(self, server: DemoServer, claude: anthropic.Anthropic) -> None:
         server.script(CutStream(after=2), EndlessRepetition())
         options: Any = {"model": CLAUDE, "max_tokens": 9, "messages": ASK}
         with (
@@ -610,9 +589,7 @@ class TestBook:
         assert second.path == "/v1/messages"
         assert {"authorization", "x-api-key"}.isdisjoint({*first.headers, *second.headers})
 
-    def test_a_reset_forgets_everything_even_what_is_in_flight(
-        self, server: DemoServer, client: openai.OpenAI
-    ) -> None:
+    def test_a_reset_forgets_everything_even_what_is_in_flight(self, server: DemoServer, client: openai.OpenAI) -> None:
         server.script(StalledStream(), Reply("never"))
         with _chat(client, stream=True):
             server.default = Reply("never")

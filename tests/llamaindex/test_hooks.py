@@ -45,9 +45,7 @@ PRICES = {MODEL: (1e-6, 2e-6)}
 
 
 @pytest.mark.parametrize("hook", HOOKS)
-async def test_a_call_is_answered_traced_and_counted_once(
-    openai_like: Make, server: DemoServer, hook: str
-) -> None:
+async def test_a_call_is_answered_traced_and_counted_once(openai_like: Make, server: DemoServer, hook: str) -> None:
     llm = guard(openai_like(), max_cost_usd=1.0, prices=PRICES)
     server.script(Reply("Hello there, friend"))
     assert await ask(llm, hook) == "Hello there, friend"
@@ -66,9 +64,7 @@ async def test_a_call_is_answered_traced_and_counted_once(
 
 
 @pytest.mark.parametrize("hook", HOOKS)
-async def test_a_failure_is_one_request_without_max_retries(
-    openai_like: Make, server: DemoServer, hook: str
-) -> None:
+async def test_a_failure_is_one_request_without_max_retries(openai_like: Make, server: DemoServer, hook: str) -> None:
     server.default = ServerError(500)
     bare = openai_like()
     llm = guard(bare)
@@ -133,9 +129,7 @@ async def test_a_refused_call_sends_nothing(openai_like: Make, server: DemoServe
 
 
 @pytest.mark.parametrize("hook", HOOKS)
-async def test_no_caller_waits_longer_than_the_limit(
-    openai_like: Make, server: DemoServer, hook: str
-) -> None:
+async def test_no_caller_waits_longer_than_the_limit(openai_like: Make, server: DemoServer, hook: str) -> None:
     server.default = SlowFirstToken(0.3)
     llm = guard(openai_like(), per_call_timeout=0.1)
     before = time.monotonic()
@@ -147,9 +141,7 @@ async def test_no_caller_waits_longer_than_the_limit(
 
 
 @pytest.mark.parametrize("hook", HOOKS)
-async def test_a_partial_answer_is_returned_when_asked_for(
-    openai_like: Make, server: DemoServer, hook: str
-) -> None:
+async def test_a_partial_answer_is_returned_when_asked_for(openai_like: Make, server: DemoServer, hook: str) -> None:
     server.default = StalledStream(after=3, text="one two three four five")
     llm = guard(openai_like(), per_call_timeout=0.15, on_timeout="return_partial")
     assert await ask(llm, hook) == "one two thre"
@@ -201,9 +193,7 @@ async def test_a_connection_lost_in_mid_stream_is_an_error_and_not_repeated(
 
 
 @pytest.mark.parametrize("hook", STREAMED)
-async def test_an_abandoned_stream_is_released_and_traced(
-    openai_like: Make, server: DemoServer, hook: str
-) -> None:
+async def test_an_abandoned_stream_is_released_and_traced(openai_like: Make, server: DemoServer, hook: str) -> None:
     server.default = EndlessRepetition(text="word ")
     llm = guard(openai_like(max_tokens=5000), max_cost_usd=1.0, prices=PRICES)
     stream = parts(llm, hook)
@@ -221,9 +211,7 @@ async def test_an_abandoned_stream_is_released_and_traced(
 
 
 @pytest.mark.parametrize("hook", ["achat", "acomplete", "astream_chat", "astream_complete"])
-async def test_a_cancelled_call_is_released_and_traced(
-    openai_like: Make, server: DemoServer, hook: str
-) -> None:
+async def test_a_cancelled_call_is_released_and_traced(openai_like: Make, server: DemoServer, hook: str) -> None:
     server.default = StalledStream(after=1)
     llm = guard(openai_like(), max_cost_usd=1.0, prices=PRICES)
     task = asyncio.create_task(ask(llm, hook))
@@ -240,9 +228,7 @@ async def test_a_cancelled_call_is_released_and_traced(
 
 
 @pytest.mark.parametrize("hook", HOOKS)
-async def test_the_next_model_answers_when_one_fails(
-    openai_like: Make, server: DemoServer, hook: str
-) -> None:
+async def test_the_next_model_answers_when_one_fails(openai_like: Make, server: DemoServer, hook: str) -> None:
     server.script(ServerError(500), Reply("from the second"))
     llm = guard(openai_like(), fallbacks=[openai_like(model="second-model")])
     assert await ask(llm, hook) == "from the second"
@@ -313,9 +299,7 @@ async def test_streamed_tool_calls_are_metered_and_traced(
 
 
 @pytest.mark.parametrize("hook", STREAMED)
-async def test_a_caller_may_decline_the_usage_of_a_stream(
-    openai_like: Make, server: DemoServer, hook: str
-) -> None:
+async def test_a_caller_may_decline_the_usage_of_a_stream(openai_like: Make, server: DemoServer, hook: str) -> None:
     llm = guard(openai_like(), max_cost_usd=1.0, prices=PRICES)
     await ask(llm, hook, stream_options={"include_usage": False})
     await ask(llm, hook)
@@ -325,9 +309,7 @@ async def test_a_caller_may_decline_the_usage_of_a_stream(
 
 
 @pytest.mark.parametrize("hook", HOOKS)
-async def test_text_completion_models_are_guarded_too(
-    openai_like: Make, server: DemoServer, hook: str
-) -> None:
+async def test_text_completion_models_are_guarded_too(openai_like: Make, server: DemoServer, hook: str) -> None:
     llm = guard(
         openai_like(is_chat_model=False, is_function_calling_model=False, max_tokens=1000),
         max_cost_usd=0.0002,
@@ -365,9 +347,7 @@ class SlowLLM(CustomLLM):
         return CompletionResponse(text=prompt)
 
     @llm_completion_callback()
-    def stream_complete(
-        self, prompt: str, formatted: bool = False, **kwargs: object
-    ) -> CompletionResponseGen:
+    def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: object) -> CompletionResponseGen:
         def chunks() -> CompletionResponseGen:
             for number in range(4):
                 yield CompletionResponse(text="a" * (number + 1), delta="a")
@@ -390,9 +370,7 @@ async def test_a_time_limit_holds_for_an_llm_that_blocks_the_event_loop(hook: st
 async def test_an_llm_that_cannot_stream_still_answers_with_return_partial(hook: str) -> None:
     class Unstreamable(SlowLLM):
         @llm_completion_callback()
-        def stream_complete(
-            self, prompt: str, formatted: bool = False, **kwargs: object
-        ) -> CompletionResponseGen:
+        def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: object) -> CompletionResponseGen:
             raise NotImplementedError
 
     llm = guard(Unstreamable(seconds=0.0), per_call_timeout=5.0, on_timeout="return_partial")

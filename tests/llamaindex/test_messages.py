@@ -204,9 +204,7 @@ def test_the_halves_that_anthropic_streams_are_put_together() -> None:
 def test_reasoning_and_cumulative_tool_calls_are_part_of_what_a_chunk_adds() -> None:
     def chunk(arguments: Any, delta: str = "", **extra: Any) -> ChatResponse:
         blocks: list[Any] = [TextBlock(text=""), ToolCallBlock(tool_name="now", tool_kwargs=arguments)]
-        return ChatResponse(
-            message=ChatMessage(role="assistant", blocks=blocks), delta=delta, additional_kwargs=extra
-        )
+        return ChatResponse(message=ChatMessage(role="assistant", blocks=blocks), delta=delta, additional_kwargs=extra)
 
     reader = DeltaReader()
     chunks = [chunk({}, thinking_delta="hm "), chunk('{"a"'), chunk('{"a": 1}'), chunk('{"a": 1}', "done")]

@@ -162,9 +162,7 @@ def test_retries_of_clients_made_before_are_switched_off_too(server: DemoServer)
 
 
 @pytest.mark.parametrize("make_copy", [copy.copy, copy.deepcopy, lambda llm: llm.model_copy(update={})])
-def test_a_copy_has_its_own_fields_and_the_same_budget(
-    make_copy: Any, openai_like: Make, server: DemoServer
-) -> None:
+def test_a_copy_has_its_own_fields_and_the_same_budget(make_copy: Any, openai_like: Make, server: DemoServer) -> None:
     llm = guard(openai_like(), max_cost_usd=1.0, prices={MODEL: (1e-6, 1e-6)})
     other = make_copy(llm)
     assert isinstance(other, GuardedLLM)
@@ -192,9 +190,7 @@ def test_guarding_twice_is_refused() -> None:
         guard(MockLLM().as_structured_llm(City))
 
 
-@pytest.mark.parametrize(
-    "wrong", ["gpt-4o", None, 3, MockLLM, ChatMessage("Hello"), MockEmbedding(embed_dim=2)]
-)
+@pytest.mark.parametrize("wrong", ["gpt-4o", None, 3, MockLLM, ChatMessage("Hello"), MockEmbedding(embed_dim=2)])
 def test_what_is_no_llm_is_refused_with_what_is_accepted(wrong: Any) -> None:
     with pytest.raises(BrixConfigurationError, match=r"takes a LlamaIndex LLM .*got"):
         guard(wrong)
@@ -264,9 +260,7 @@ async def test_structured_predict_passes_the_guards(
     assert attempts(llm) == server.stats.requests == 2
 
 
-async def test_structured_streams_and_structured_llms_pass_the_guards(
-    openai_like: Make, server: DemoServer
-) -> None:
+async def test_structured_streams_and_structured_llms_pass_the_guards(openai_like: Make, server: DemoServer) -> None:
     server.default = JsonReply({"name": "Oslo", "inhabitants": 1})
     llm = guard(openai_like(should_use_structured_outputs=True))
     prompt = PromptTemplate("Describe Oslo")
@@ -332,9 +326,7 @@ def index() -> VectorStoreIndex:
     return VectorStoreIndex.from_documents(documents, embed_model=MockEmbedding(embed_dim=4))
 
 
-async def test_a_query_engine_passes_the_guards(
-    openai_like: Make, server: DemoServer, index: VectorStoreIndex
-) -> None:
+async def test_a_query_engine_passes_the_guards(openai_like: Make, server: DemoServer, index: VectorStoreIndex) -> None:
     llm = guard(openai_like(), max_cost_usd=1.0, prices={MODEL: (1e-6, 1e-6)})
     assert "Oslo" in str(index.as_query_engine(llm=llm).query("What about Oslo?"))
     assert "Oslo" in str(await index.as_query_engine(llm=llm).aquery("What about Oslo?"))
@@ -355,9 +347,7 @@ def test_an_exhausted_budget_stops_a_query_engine(
     assert server.stats.requests == 0
 
 
-def test_a_guarded_llm_can_be_the_default(
-    openai_like: Make, server: DemoServer, index: VectorStoreIndex
-) -> None:
+def test_a_guarded_llm_can_be_the_default(openai_like: Make, server: DemoServer, index: VectorStoreIndex) -> None:
     llm = guard(openai_like())
     before = Settings._llm
     try:
@@ -480,9 +470,7 @@ async def test_every_attempt_has_its_own_events(
 def test_the_prompt_template_of_an_llm_is_reckoned_with(openai_like: Make, server: DemoServer) -> None:
     preamble = "You are a very careful assistant who never says anything wrong. " * 20
     llm = guard(
-        openai_like(
-            is_chat_model=False, completion_to_prompt=lambda prompt: f"{preamble}{prompt}", max_tokens=10
-        ),
+        openai_like(is_chat_model=False, completion_to_prompt=lambda prompt: f"{preamble}{prompt}", max_tokens=10),
         max_cost_usd=1.0,
         prices={MODEL: (1e-6, 1e-6)},
     )

@@ -217,9 +217,7 @@ class Driver:
         return (await self.pipe.acall(self.request(prompt, **more))).text
 
     async def astream(self, prompt: str = "hello", **more: Any) -> str:
-        return "".join(
-            [chunk async for chunk in self.pipe.astream(self.request(prompt, stream=True, **more))]
-        )
+        return "".join([chunk async for chunk in self.pipe.astream(self.request(prompt, stream=True, **more))])
 
 
 __all__ = ["Driver", "FakeEndpoint", "Sent", "pipeline"]

@@ -40,9 +40,7 @@ class Mode:
             return [self._blocked(driver, call) for call in calls]
 
         async def main() -> list[Any]:
-            return [
-                (await asyncio.gather(self._await(driver, call), return_exceptions=True))[0] for call in calls
-            ]
+            return [(await asyncio.gather(self._await(driver, call), return_exceptions=True))[0] for call in calls]
 
         return run_virtual(main, _clock(driver))
 
@@ -76,9 +74,7 @@ class Mode:
                 if threads is None:
                     return
 
-        jobs = [
-            lambda first=first: work(first) for first in range(len(calls) if threads is None else threads)
-        ]
+        jobs = [lambda first=first: work(first) for first in range(len(calls) if threads is None else threads)]
         for error in _clock(driver).run_threads(jobs):
             assert error is None, error
         return results

@@ -23,9 +23,7 @@ from langchain_openai import ChatOpenAI
 
 from brix_core.demo import DemoServer, Reply
 
-UsageDetail = Literal[
-    "audio_input", "audio_output", "reasoning_output", "cache_read_input", "cache_creation_input"
-]
+UsageDetail = Literal["audio_input", "audio_output", "reasoning_output", "cache_read_input", "cache_creation_input"]
 
 
 class _Capabilities:

@@ -95,9 +95,7 @@ class VirtualClock:
                     self._threads -= 1
                     self._jump_if_all_sleep()
 
-        threads = [
-            threading.Thread(target=body, args=(index,), daemon=True) for index in range(len(functions))
-        ]
+        threads = [threading.Thread(target=body, args=(index,), daemon=True) for index in range(len(functions))]
         for thread in threads:
             thread.start()
         for thread in threads:

@@ -203,9 +203,7 @@ class _Stream:
                 raise
             self._ended = True
             fail(self._attempt, error, self._clock)
-            self.response = as_partial(
-                self.request.endpoint.finish(self._tap.chunks, self._tap.text, self.request)
-            )
+            self.response = as_partial(self.request.endpoint.finish(self._tap.chunks, self._tap.text, self.request))
         else:
             return self._tap.take(chunk)
         await self.aclose()

@@ -88,7 +88,7 @@ _END = object()
 
 
 class EndOfSourceError(Exception):
-    """A pumped iterator has no more items. (`StopIteration` would end the generator that reads it.)"""
+    """A pumped iterator has no more items; `StopIteration` would end the generator that reads it."""
 
 
 class Pump:

@@ -1,13 +1,17 @@
-"""LangChain's cache and partial answers: what a time limit cut short is no answer to hand out again."""
+"""Answers that a time limit cut short: they say so, and are no answers to hand out again from a cache."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any, cast
 
 from langchain_core.caches import RETURN_VAL_TYPE, BaseCache
 from langchain_core.globals import get_llm_cache
-from langchain_core.outputs import Generation
+from langchain_core.messages import AIMessageChunk
+from langchain_core.outputs import ChatGenerationChunk, ChatResult, Generation
+
+from brix_core.call import CallRequest, CallResponse
 
 if TYPE_CHECKING:
     from brix_langchain.chat_model import GuardedChatModel
@@ -65,4 +69,43 @@ def _is_partial(generations: Sequence[Generation]) -> bool:
     )
 
 
-__all__ = ["CompleteAnswers", "without_partial_answers"]
+def marked_result(response: CallResponse) -> ChatResult:
+    """LangChain's own result, saying so when a time limit cut it short."""
+    result = cast(ChatResult, response.raw)
+    if response.partial:
+        for generation in result.generations:
+            generation.message.response_metadata["finish_reason"] = "timeout"
+    return result
+
+
+def with_ending(chunks: Iterator[ChatGenerationChunk], request: CallRequest) -> Iterator[ChatGenerationChunk]:
+    """The chunks, and one that says so when a time limit ended them."""
+    yield from chunks
+    if _timed_out(request):
+        yield _timeout_chunk()
+
+
+async def awith_ending(
+    chunks: AsyncIterator[ChatGenerationChunk], request: CallRequest
+) -> AsyncIterator[ChatGenerationChunk]:
+    """The same on an event loop."""
+    async with aclosing(cast(Any, chunks)):
+        async for chunk in chunks:
+            yield chunk
+    if _timed_out(request):
+        yield _timeout_chunk()
+
+
+def _timed_out(request: CallRequest) -> bool:
+    attempts = request.call.attempts
+    return bool(attempts) and attempts[-1].outcome == "timed_out"
+
+
+def _timeout_chunk() -> ChatGenerationChunk:
+    return ChatGenerationChunk(
+        message=AIMessageChunk(content="", chunk_position="last"),
+        generation_info={"finish_reason": "timeout"},
+    )
+
+
+__all__ = ["CompleteAnswers", "awith_ending", "marked_result", "with_ending", "without_partial_answers"]
