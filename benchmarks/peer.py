@@ -21,12 +21,15 @@ class BareClient:
 
     def __init__(self) -> None:
         self.chat = self.completions = self
+        self._number = 0
         self._answer = SimpleNamespace(
             choices=[SimpleNamespace(message=SimpleNamespace(content="Paris"))],
             usage=SimpleNamespace(prompt_tokens=10, completion_tokens=5, total_tokens=15),
         )
 
     async def create(self, **kwargs: Any) -> SimpleNamespace:
+        self._number += 1
+        self._answer.choices[0].message.content = f"Paris {self._number}"  # never the same: no loop
         return self._answer
 
 
@@ -46,6 +49,7 @@ async def main() -> None:
         max_cost_usd=1e9,
         requests_per_minute=10**9,
         per_call_timeout=60.0,
+        exact_loop_detection=True,
         max_context_tokens=10**9,
         max_retries=2,
     )

@@ -23,7 +23,12 @@ def _refuse(name: str, allowed: str, value: Any) -> NoReturn:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return not math.isnan(value)
+    except OverflowError:  # an int beyond any float
+        return False
 
 
 def positive(name: str, value: Any, *, infinite: bool = False) -> float:

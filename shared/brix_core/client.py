@@ -8,10 +8,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from operator import itemgetter
 from typing import Any, Final, Unpack
 
 from brix_core.call import CallRequest
@@ -136,12 +135,15 @@ class BrixClient:
         self, messages: Messages, model: str | None, kwargs: dict[str, Any], stream: bool
     ) -> tuple[Pipeline, Callable[..., CallRequest]]:
         """Check the arguments, before anything is begun or reserved."""
-        checked = _checked_messages(messages)
+        listed = _listed(messages)
         if kwargs.get("system") and isinstance(kwargs["system"], str | list | tuple):
-            checked.insert(0, {"role": "system", "content": kwargs.pop("system")})
+            listed.insert(0, {"role": "system", "content": kwargs.pop("system")})
         endpoint, pipeline = self._route(_checked_model(model))
         endpoint.check(kwargs)
-        return pipeline, partial(pipeline.request, endpoint, checked, kwargs, stream=stream)
+        if stream:  # begun later: what is wrong is told now
+            _check_messages(listed)
+            return pipeline, partial(pipeline.request, endpoint, listed, kwargs, stream=True)
+        return pipeline, partial(pipeline.request, endpoint, listed, kwargs, check=_check_messages)
 
     def _route(self, model: str | None) -> tuple[ClientEndpoint, Pipeline]:
         """The endpoint of a model, and the guards with the fallbacks that follow it."""
@@ -219,19 +221,22 @@ def _checked_model(model: Any) -> str | None:
     raise BrixConfigurationError(f"model must be a non-empty str, got {model!r}")
 
 
-def _checked_messages(messages: Any) -> list[Any]:
+def _listed(messages: Any) -> list[Any]:
     if isinstance(messages, str):
         return [{"role": "user", "content": messages}]
     if isinstance(messages, Mapping) or not isinstance(messages, Iterable):
         raise BrixConfigurationError(
             f"messages must be a list of dicts or a str, got {type(messages).__name__}; put a single message in a list"
         )
-    checked = list(messages)
-    if not checked:
+    listed = list(messages)
+    if not listed:
         raise BrixConfigurationError("messages is empty; give [{'role': 'user', 'content': '...'}]")
-    if _all_have_roles(checked):
-        return checked
-    for number, message in enumerate(checked):
+    return listed
+
+
+def _check_messages(messages: Sequence[Any], start: int = 0) -> None:
+    """Every message from `start` on must be a dict with a role."""
+    for number, message in enumerate(messages[start:], start):
         if not isinstance(message, Mapping):
             hint = "; give message.model_dump(exclude_none=True)" if hasattr(message, "model_dump") else ""
             raise BrixConfigurationError(
@@ -239,17 +244,6 @@ def _checked_messages(messages: Any) -> list[Any]:
             )
         if not isinstance(message.get("role"), str) or not message["role"]:
             raise BrixConfigurationError(f"messages[{number}] has no role; it has only {sorted(map(str, message))}")
-    return checked
-
-
-def _all_have_roles(messages: list[Any]) -> bool:
-    """The common case, at C speed: a long history is not walked through message by message."""
-    if set(map(type, messages)) != {dict}:
-        return False
-    try:
-        return all(isinstance(role, str) and role for role in set(map(itemgetter("role"), messages)))
-    except (KeyError, TypeError):
-        return False
 
 
 __all__ = ["BRIX", "MAX_ROUTES", "BrixClient", "GuardChain", "Messages"]

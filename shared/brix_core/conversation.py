@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from brix_core.tokens import REPLY_PRIMING, count_message, count_tools, tokenizer_for
 
@@ -106,13 +106,14 @@ class Conversation:
         'f21a26f2'
     """
 
-    __slots__ = ("_memory", "_prefix", "codec", "messages")
+    __slots__ = ("_known", "_memory", "_prefix", "codec", "messages")
 
     def __init__(self, messages: Iterable[Any], codec: Codec, memory: PrefixMemory | None = None) -> None:
         self.messages = list(messages)
         self.codec = codec
         self._memory = memory if memory is not None else PrefixMemory()
         self._prefix: _Prefix | None = None
+        self._known: _Prefix | Literal[False] | None = False  # not looked yet
 
     def __len__(self) -> int:
         return len(self.messages)
@@ -134,22 +135,32 @@ class Conversation:
 
     def _measured(self) -> _Prefix:
         if self._prefix is None:
-            known = self._memory.last
-            if known is None or known.codec is not self.codec or not self._begins_with(known):
-                known = None
+            known = self._beginning()
             if known is None or known.length < len(self.messages):
                 known = self._extend(known)
                 self._memory.last = known
             self._prefix = known
         return self._prefix
 
-    def _begins_with(self, known: _Prefix) -> bool:
-        return known.length <= len(self.messages) and self.codec.extends(known.snapshot, self.messages)
+    @property
+    def known(self) -> int:
+        """How many of the first messages an earlier call had too, unchanged."""
+        known = self._beginning()
+        return known.length if known is not None else 0
+
+    def _beginning(self) -> _Prefix | None:
+        """What the session has measured, if this conversation begins with it."""
+        if self._known is False:
+            last = self._memory.last
+            fits = last is not None and last.codec is self.codec and last.length <= len(self.messages)
+            self._known = last if last and fits and self.codec.extends(last.snapshot, self.messages) else None
+        return self._known
 
     def _extend(self, known: _Prefix | None) -> _Prefix:
         start = known.length if known else 0
         fresh = self.messages[start:]
         sha = known.sha.copy() if known else hashlib.sha256(b"[")
+        counted = known.tokens.copy() if known else {}  # another thread may add a model to the original
         parts = [json.dumps(self.codec.to_dict(message), default=str) for message in fresh]
         sha.update((", " if start and parts else "").encode() + ", ".join(parts).encode())
         return _Prefix(
@@ -157,9 +168,7 @@ class Conversation:
             snapshot=self.codec.snapshot(self.messages, known.snapshot if known else None),
             length=len(self.messages),
             sha=sha,
-            tokens={
-                model: count + self._count(model, fresh) for model, count in (known.tokens if known else {}).items()
-            },
+            tokens={model: count + self._count(model, fresh) for model, count in counted.items()},
         )
 
     def _count(self, model: str, messages: Sequence[Any]) -> int:

@@ -56,6 +56,7 @@ class BrixError(Exception):
 
 def _rebuild(cls: type[BrixError], state: dict[str, Any]) -> BrixError:
     error = cls.__new__(cls, state["message"])
+    error.args = (state["message"],)  # OSError, and so TimeoutError, would set them in __init__ only
     error.__dict__.update(state)
     return error
 

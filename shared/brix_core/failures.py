@@ -17,6 +17,7 @@ import math
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Any, Final, Literal
 
@@ -125,12 +126,9 @@ def _never_sent(error: BaseException) -> bool:
 
 def _status(error: BaseException) -> int | None:
     response = getattr(error, "response", None)
-    for value in (
-        getattr(error, "status_code", None),
-        getattr(response, "status_code", None),
-        getattr(error, "status", None),
-        getattr(error, "code", None),  # google.api_core
-    ):
+    # The last is google.api_core's; elsewhere it is deprecated (aiohttp), so it is only looked at if need be.
+    for holder, name in ((error, "status_code"), (response, "status_code"), (error, "status"), (error, "code")):
+        value = getattr(holder, name, None)
         if isinstance(value, int) and not isinstance(value, bool) and 400 <= value <= 599:
             return int(value)
     if isinstance(response, Mapping):  # botocore
@@ -160,7 +158,7 @@ def _retryable_status(error: BaseException, status: int, headers: Mapping[str, s
 def _code(error: BaseException) -> str | None:
     body = getattr(error, "body", None)
     nested = body.get("error", body) if isinstance(body, Mapping) else None
-    for holder in (getattr(error, "code", None), nested.get("code") if isinstance(nested, Mapping) else None):
+    for holder in (vars(error).get("code"), nested.get("code") if isinstance(nested, Mapping) else None):
         if isinstance(holder, str):
             return holder
     return None
@@ -173,7 +171,8 @@ def _retry_after(headers: Mapping[str, str], now: float) -> float | None:
         seconds = _number(headers.get("retry-after"))
     if seconds is None and (text := headers.get("retry-after")):
         try:
-            seconds = parsedate_to_datetime(text).timestamp() - now
+            date = parsedate_to_datetime(text)
+            seconds = (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - now
         except (TypeError, ValueError, OverflowError):
             return None
     return None if seconds is None else max(0.0, seconds)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from brix_core.call import CallRequest, CallResponse, Endpoint, LogicalCall
@@ -56,6 +56,7 @@ class Pipeline:
         *,
         stream: bool = False,
         session_id: str | None = None,
+        check: Callable[[Sequence[Any], int], None] | None = None,
     ) -> CallRequest:
         """Begin a logical call.
 
@@ -65,14 +66,19 @@ class Pipeline:
             params: The provider's parameters, passed on untouched.
             stream: Whether chunks are wanted.
             session_id: The session, when the framework's configuration names one.
+            check: Raises for bad messages before the call begins; told how many of the first ones need no second
+                look, since an earlier call had them.
         """
         session = self.sessions.resolve(session_id)
+        conversation = Conversation(messages, endpoint.codec, session.prefix)
+        if check is not None:
+            check(conversation.messages, conversation.known)
         call = LogicalCall(run_id=_uuid4(), session=session, started=self.clock.now(), started_at=self.clock.time())
         session.call_count += 1
         session.run_id = call.run_id
         return CallRequest(
             call=call,
-            conversation=Conversation(messages, endpoint.codec, session.prefix),
+            conversation=conversation,
             endpoint=endpoint,
             params=params,
             stream=stream,

@@ -52,7 +52,7 @@ def load_policy(path: str | Path) -> GuardOptions:
         raise BrixConfigurationError(f"policy file {file} cannot be read: {error}") from error
     try:
         options = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:  # its constructors raise these, too
         raise BrixConfigurationError(f"policy file {file} is not valid YAML: {error}") from error
     if options is None:
         options = {}
@@ -73,13 +73,15 @@ def load_policy(path: str | Path) -> GuardOptions:
     return cast(GuardOptions, options)
 
 
-def _line(text: str, mention: str) -> int:
-    """Line of the first top-level key that is mentioned; 1 when none is."""
+def _line(text: str, message: str) -> int:
+    """Line of the top-level key that a message mentions first; 1 when it mentions none."""
+    found = []
     for number, line in enumerate(text.splitlines(), 1):
         key = re.match(r"[\"']?(\w+)[\"']?\s*:", line)
-        if key and re.search(rf"\b{re.escape(key[1])}\b", mention):
-            return number
-    return 1
+        mention = key and re.search(rf"\b{re.escape(key[1])}\b", message)
+        if mention:
+            found.append((mention.start(), number))
+    return min(found, default=(0, 1))[1]
 
 
 class _Loader(yaml.SafeLoader):

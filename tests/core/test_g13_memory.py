@@ -73,7 +73,8 @@ def test_a_hundred_thousand_calls_of_a_session_need_no_more_memory_than_five_tho
     gc.collect()
     after_5_000 = sys.getallocatedblocks()
     run(84)
-    # Tracing triples the time of a call, so it begins late; its first calls fill the buffers with what is traced.
+    # Tracing triples the time of a call, so it begins late. What its first calls allocate takes the place of what
+    # was there before, untraced; the interpreter's free lists go on doing so for a while (some 40 KB).
     tracemalloc.start(1)
     try:
         run(1)
@@ -85,7 +86,7 @@ def test_a_hundred_thousand_calls_of_a_session_need_no_more_memory_than_five_tho
     gc.collect()
     assert driver.pipe.session().call_count == 100_000
     assert sys.getallocatedblocks() - after_5_000 < 1_000  # objects; a leak of one a call would be 95,000
-    assert after_100_000 - after_90_000 < 20_000  # bytes; 2 a call
+    assert after_100_000 - after_90_000 < 60_000  # bytes; the smallest object a call would be 160,000
 
 
 def test_a_long_stream_keeps_a_bounded_text_for_its_trace() -> None:

@@ -22,7 +22,7 @@ from typing import Any, Final, Literal
 
 from brix_core import checks
 from brix_core.call import CallRequest, CallResponse
-from brix_core.errors import BrixBudgetError, BrixUnknownPriceError
+from brix_core.errors import BrixBudgetError, BrixConfigurationError, BrixUnknownPriceError
 from brix_core.failures import classify
 from brix_core.flow import Flow, Proceed, StoreOp
 from brix_core.model_limits import hides_reasoning
@@ -72,6 +72,10 @@ class BudgetConfig:
         checks.fraction("budget_warning_threshold", self.budget_warning_threshold)
         checks.flag("budget_clamp_output", self.budget_clamp_output)
         checks.one_of("unknown_price", self.unknown_price, ("raise", "warn", "free"))
+        try:
+            PriceBook(self.prices)  # a bad price is found where it is given, in a policy file too
+        except BrixConfigurationError as error:
+            raise BrixConfigurationError(f"bad prices: {error}") from error
 
 
 @dataclass(slots=True)

@@ -58,11 +58,10 @@ class _State(NamedTuple):
 
 
 class _Permit(NamedTuple):
-    """Leave to call, or not. `unblemished`: the circuit was closed, with no failure to be made good."""
+    """Leave to call, or not."""
 
     admitted: bool
     era: int
-    unblemished: bool = False
     probe: float | None = None
     retry_after: float = 0.0
 
@@ -103,16 +102,13 @@ class CircuitBreakerGuard:
             verdict = False if classify(error).provider_down else None
             raise
         finally:
-            # A success that changes nothing is not written: a failure counted meanwhile stays counted.
-            if not (verdict and permit.unblemished) and self._store.update(
-                key, lambda state: self._leave(state, permit, verdict)
-            ):
+            if self._store.update(key, lambda state: self._leave(state, permit, verdict)):
                 request.call.decide("circuit_breaker", "opened", endpoint=request.endpoint.identity)
 
     def _enter(self, record: _State | None) -> tuple[_State, _Permit]:
         state = record or _State()
         if state.opened_at is None:
-            return state, _Permit(True, state.era, unblemished=not state.failures)
+            return state, _Permit(True, state.era)
         now = self._clock.now()
         rest = state.opened_at + self.config.circuit_open_seconds - now
         if rest > 0.0:

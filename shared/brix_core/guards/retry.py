@@ -12,7 +12,7 @@ exceptions such as LangGraph's interrupts pass through untouched.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -47,6 +47,8 @@ class RetryConfig:
         checks.at_least("backoff_base", self.backoff_base, 1.0)
         checks.at_least("max_backoff", self.max_backoff, 0.0)
         checks.at_least("retry_budget_seconds", self.retry_budget_seconds, 0.0)
+        if not isinstance(self.retry_on, Collection | None):
+            raise BrixConfigurationError(f"retry_on must be a list of HTTP statuses, got {self.retry_on!r}")
         for status in self.retry_on or ():
             if isinstance(status, bool) or not isinstance(status, int) or not 400 <= status <= 599:
                 raise BrixConfigurationError(f"retry_on takes HTTP statuses from 400 to 599, got {status!r}")
