@@ -215,6 +215,17 @@ def test_attempts_delays_and_budget_stay_inside_their_limits(
     assert len(history["attempts"]) == len(endpoint.sent)
 
 
+@every_mode
+def test_the_delays_of_one_call_share_one_budget(mode: Mode) -> None:
+    clock = VirtualClock()
+    endpoint = FakeEndpoint(clock, behave=lambda number: status_error(503, headers={"retry-after": "3"}))
+    driver = Driver(pipeline(clock, max_retries=10, backoff_base=1.0, retry_budget_seconds=10.0), endpoint)
+    with pytest.raises(BrixRetryError, match="retry_budget_seconds=10") as caught:
+        mode.one(driver)
+    assert (caught.value.reason, caught.value.attempts) == ("budget", 4)
+    assert gaps(endpoint) == [pytest.approx(3.0)] * 3
+
+
 # Streams
 
 

@@ -107,7 +107,6 @@ def test_of_ten_thousand_calls_cancelled_at_random_points_nothing_is_left() -> N
     # They were cancelled at every point, and answered, failed, refused.
     points = Counter(map(point, entries))
     everywhere = ("in line", "between attempts", "in mid-stream", "in flight", "ok", "failed", "refused")
-    print(points)
     assert min(points[place] for place in everywhere) > 100
 
 
