@@ -21,7 +21,7 @@ from typing_extensions import override
 from brix_core.call import CallRequest
 from brix_core.errors import BrixConfigurationError
 from brix_core.pipeline import Pipeline
-from brix_core.session import Session
+from brix_core.session import Session, current_session_id
 from brix_langchain.binding import bound_arguments, rebind
 from brix_langchain.endpoint import ChatModelEndpoint
 from brix_langchain.partial_answers import awith_ending, marked_result, with_ending, without_partial_answers
@@ -355,8 +355,8 @@ for _hook in (GuardedChatModel._generate, GuardedChatModel._agenerate):
 
 def _named(config: RunnableConfig | None, kwargs: dict[str, Any]) -> dict[str, Any]:
     """The arguments, and the session that the configuration names."""
-    if _SESSION not in kwargs and (name := session_of(config)) is not None:
-        kwargs[_SESSION] = name
+    if _SESSION not in kwargs and (name := session_of(config) or current_session_id()) is not None:
+        kwargs[_SESSION] = name  # of this moment: a stream may be read elsewhere
     return kwargs
 
 

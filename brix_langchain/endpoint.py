@@ -22,13 +22,17 @@ from langchain_core.rate_limiters import BaseRateLimiter
 
 from brix_core.call import CallRequest, CallResponse
 from brix_core.conversation import text_of
+from brix_core.endpoints.sdk import patience
 from brix_core.model_limits import max_output_tokens
 from brix_core.usage import Usage
+from brix_langchain.loops import ModelOnLoops
 from brix_langchain.messages import CODEC, LangChainCodec
+from brix_langchain.own_retries import has_sdk_client
 from brix_langchain.reading import (
     added,
     billed_beside,
     billed_text,
+    described,
     finish_reason_of,
     reported_usage,
     tool_call,
@@ -77,6 +81,8 @@ class ChatModelEndpoint:
         self._cap_name = (*self._cap_fields, _CAPS[0])[0]
         self._streams_blocking = type(model)._stream is not BaseChatModel._stream
         self._choices_field = "n" in fields
+        self._takes_timeout = has_sdk_client(model)
+        self._loops = ModelOnLoops(model)
 
     def _attribute(self, name: str) -> str | None:
         value = getattr(self.inner, name, None)
@@ -147,7 +153,7 @@ class ChatModelEndpoint:
     def schemas(self, params: Mapping[str, Any]) -> Sequence[Any]:
         """Tools and response formats, as they are bound."""
         merged = self._merge(params)
-        return [merged[name] for name in _SCHEMAS if merged.get(name)]
+        return [described(merged[name]) for name in _SCHEMAS if merged.get(name)]
 
     def call(self, request: CallRequest) -> CallResponse:
         """One blocking request."""
@@ -160,7 +166,7 @@ class ChatModelEndpoint:
         """One request on the event loop."""
         if self.inner.rate_limiter is not None:
             await self.inner.rate_limiter.aacquire(blocking=True)
-        result = await self.inner._agenerate(request.conversation.messages, **self._arguments(request))
+        result = await self._loops.here()._agenerate(request.conversation.messages, **self._arguments(request))
         return self._response(result, request)
 
     def stream(self, request: CallRequest) -> Iterator[ChatGenerationChunk]:
@@ -175,11 +181,11 @@ class ChatModelEndpoint:
         """The model's own chunks, on the event loop."""
         if self.inner.rate_limiter is not None:
             return self._paced(request, self.inner.rate_limiter)
-        return self.inner._astream(request.conversation.messages, **self._arguments(request))
+        return self._loops.here()._astream(request.conversation.messages, **self._arguments(request))
 
     async def _paced(self, request: CallRequest, limiter: BaseRateLimiter) -> AsyncIterator[ChatGenerationChunk]:
         await limiter.aacquire(blocking=True)
-        source = self.inner._astream(request.conversation.messages, **self._arguments(request))
+        source = self._loops.here()._astream(request.conversation.messages, **self._arguments(request))
         async with aclosing(cast(Any, source)):
             async for chunk in source:
                 yield chunk
@@ -255,6 +261,10 @@ class ChatModelEndpoint:
         if request.output_cap is not None:
             named = next((name for name in _CAPS if arguments.get(name) is not None), self._cap_name)
             arguments[named] = request.output_cap
+        if self._takes_timeout and arguments.get("timeout") is None and (wait := patience(request.limits)) is not None:
+            # A worker thread left behind ends soon. Never longer than the model's own timeout.
+            own = getattr(self.inner, "request_timeout", None) or getattr(self.inner, "default_request_timeout", None)
+            arguments["timeout"] = min(wait, own) if isinstance(own, int | float) else wait
         return arguments
 
     def _response(self, result: ChatResult, request: CallRequest) -> CallResponse:

@@ -65,7 +65,12 @@ def _endpoint(model: Any, options: Parsed, place: str, *, fallback: bool = False
             "Pass max_retries=%s to guard() to have them back",
             type(model).__name__, _retries(model), _retries(model),
         )  # fmt: skip
-    return ChatModelEndpoint(without_own_retries(model), fallback=fallback)
+    copy = without_own_retries(model)
+    metered = "budget" in options.configs or "rate_limit" in options.configs
+    if metered and copy is not model and getattr(copy, "stream_usage", True) is None:
+        # ChatOpenAI asks for no usage on a custom base_url unless told to, and a budget needs it.
+        copy.stream_usage = True  # type: ignore[attr-defined]
+    return ChatModelEndpoint(copy, fallback=fallback)
 
 
 def _retries(model: BaseChatModel) -> int:

@@ -28,4 +28,11 @@ def without_own_retries(model: BaseChatModel) -> BaseChatModel:
     return copy
 
 
-__all__ = ["without_own_retries"]
+def has_sdk_client(model: BaseChatModel) -> bool:
+    """Whether the model calls a client made by Stainless, which takes ``timeout`` with each call."""
+    members = [*model.__dict__.values(), *(getattr(member, "_client", None) for member in model.__dict__.values())]
+    made_later = getattr_static(type(model), "_client", None)
+    return isinstance(made_later, cached_property) or any(hasattr(member, "with_options") for member in members)
+
+
+__all__ = ["has_sdk_client", "without_own_retries"]

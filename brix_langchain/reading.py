@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Final
 
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration
+from pydantic import PydanticUserError, TypeAdapter
 
 from brix_core.call import ToolCall
 from brix_core.usage import Usage
@@ -34,6 +36,19 @@ def finish_reason_of(generation: ChatGeneration, llm_output: Mapping[str, Any] |
         if reason:
             return str(reason)
     return None
+
+
+def described(value: Any) -> Any:
+    """A tool or response format as it is sent: a class (Pydantic, TypedDict, dataclass) is sent as its JSON schema."""
+    return _schema_of(value) if isinstance(value, type) else value
+
+
+@lru_cache(maxsize=512)
+def _schema_of(kind: type) -> Any:
+    try:
+        return TypeAdapter(kind).json_schema()
+    except PydanticUserError:  # no type pydantic knows: whatever will be sent, the model binds it by itself
+        return kind.__name__
 
 
 _BILLED_BLOCKS: Final = ("text", "thinking", "reasoning")
@@ -104,6 +119,7 @@ __all__ = [
     "added",
     "billed_beside",
     "billed_text",
+    "described",
     "finish_reason_of",
     "reported_usage",
     "tool_call",

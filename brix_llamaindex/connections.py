@@ -8,6 +8,8 @@ copies, see `brix_llamaindex.faces`) therefore note the streams they open, and w
 
 from __future__ import annotations
 
+import asyncio
+import weakref
 from contextvars import ContextVar, Token
 from typing import Any, Final
 
@@ -18,6 +20,8 @@ from brix_llamaindex.caps import OPENAI, class_names
 _opened: ContextVar[list[Any] | None] = ContextVar("brix_llamaindex_opened", default=None)
 
 _CLIENTS: Final = ("_client", "_aclient")
+_HOME: Final = "_brix_home"
+"""Where the event loop of the asynchronous client is noted; None for a client that is not the LLM's own."""
 
 
 class Opened:
@@ -33,6 +37,8 @@ class Opened:
     def __init__(self, llm: LLM, *, asynchronous: bool) -> None:
         self._streams: list[Any] = []
         self._token: Token[list[Any] | None] | None = None
+        if asynchronous:
+            _leave_ended_loop(llm)
         client = _client(llm, _CLIENTS[asynchronous])
         if client is not None and "request" not in vars(client):
             client.request = (_noting_async if asynchronous else _noting)(client.request)
@@ -53,6 +59,22 @@ class Opened:
         """Close the streams; harmless for those that have ended."""
         for stream in self._streams:
             await stream.close()
+
+
+def _leave_ended_loop(llm: LLM) -> None:
+    """Let the LLM make a new asynchronous client on a new event loop: pooled connections belong to the old one.
+
+    A client, or an HTTP client, of the user's own is the user's to keep on the right loop.
+    """
+    private: dict[str, Any] = llm.__pydantic_private__ or {}
+    if "_aclient" not in private or private.get("_async_http_client") is not None:
+        return
+    if _HOME not in private:
+        private[_HOME] = None if private["_aclient"] is not None else weakref.ref(asyncio.get_running_loop())
+    home = private[_HOME]
+    if home is not None and home() is not asyncio.get_running_loop():
+        private["_aclient"] = None
+        private[_HOME] = weakref.ref(asyncio.get_running_loop())
 
 
 def _client(llm: LLM, name: str) -> Any:

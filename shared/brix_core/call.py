@@ -66,6 +66,7 @@ class Attempt:
     Attributes:
         endpoint: Identity of the endpoint.
         model: Model asked for.
+        provider: The provider's name, as the endpoint gives it.
         started: Monotonic seconds.
         seconds: Duration, once it has ended.
         outcome: None while under way.
@@ -77,6 +78,7 @@ class Attempt:
 
     endpoint: str
     model: str
+    provider: str | None
     started: float
     seconds: float | None = None
     outcome: Outcome | None = None

@@ -99,7 +99,9 @@ class SystemClock:
     def sleep(self, seconds: float, wakeup: Wakeup | None = None) -> None:
         """Block this thread, at most until `wakeup` is set."""
         if wakeup is None:
-            time.sleep(max(0.0, seconds))
+            end = time.monotonic() + seconds
+            while (left := end - time.monotonic()) > 0:
+                time.sleep(min(left, _LONGEST_WAIT))
             return
         event = threading.Event()
         wakeup.on_set(event.set)

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from brix_core.errors import BrixConfigurationError
 from brix_core.tokens import REPLY_PRIMING, count_message, count_tools, tokenizer_for
 
 if TYPE_CHECKING:
@@ -162,6 +163,9 @@ class Conversation:
         sha = known.sha.copy() if known else hashlib.sha256(b"[")
         counted = known.tokens.copy() if known else {}  # another thread may add a model to the original
         parts = [json.dumps(self.codec.to_dict(message), default=str) for message in fresh]
+        for number, part in enumerate(parts, start):
+            if "\\ud" in part:  # an escaped surrogate: half of an emoji, or a lone one
+                _refuse_lone_surrogates(json.loads(part), number)
         sha.update((", " if start and parts else "").encode() + ", ".join(parts).encode())
         return _Prefix(
             codec=self.codec,
@@ -174,6 +178,17 @@ class Conversation:
     def _count(self, model: str, messages: Sequence[Any]) -> int:
         tokenizer, to_dict = tokenizer_for(model), self.codec.to_dict
         return sum(count_message(to_dict(message), tokenizer, model=model) for message in messages)
+
+
+def _refuse_lone_surrogates(message: Any, number: int) -> None:
+    """No HTTP body can carry them: better told now than after the money for the call is reserved."""
+    try:
+        json.dumps(message, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise BrixConfigurationError(
+            f"messages[{number}] holds a lone surrogate ({error.object[error.start]!a}), which UTF-8 cannot carry; "
+            "clean the text with text.encode('utf-8', 'replace').decode()"
+        ) from error
 
 
 def text_of(content: Any) -> str:

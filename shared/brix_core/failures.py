@@ -70,6 +70,7 @@ _TIMEOUTS = frozenset({"APITimeoutError", "TimeoutException", "Timeout", "Server
 _CONNECTIONS = frozenset(
     {"APIConnectionError", "TransportError", "ConnectionError", "ClientConnectionError", "ChunkedEncodingError"}
 )
+_DEPTH = 8
 _NEVER_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "ClientConnectorError"})
 
 
@@ -117,10 +118,14 @@ def _sdk_names(error: BaseException) -> set[str]:
 
 
 def _never_sent(error: BaseException) -> bool:
-    """The connection was not even made; looks through an SDK's wrapper at its cause."""
-    for link in (error, error.__cause__):
-        if isinstance(link, ConnectionRefusedError) or (link is not None and _sdk_names(link) & _NEVER_SENT):
+    """The connection was not even made; looks through the wrappers of SDKs and frameworks at the first cause."""
+    link: BaseException | None = error
+    for _ in range(_DEPTH):
+        if link is None:
+            return False
+        if isinstance(link, ConnectionRefusedError) or _sdk_names(link) & _NEVER_SENT:
             return True
+        link = link.__cause__
     return False
 
 

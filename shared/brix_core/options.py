@@ -170,7 +170,8 @@ def _canonical(options: Mapping[str, Any]) -> dict[str, Any]:
             continue
         own = ALIASES.get(name, name)
         if own in given:
-            raise BrixConfigurationError(f"{own} is given twice ({name} is an older name for it); give it once")
+            older = next(alias for alias, target in ALIASES.items() if target == own)
+            raise BrixConfigurationError(f"{own} is given twice ({older} is an older name for it); give it once")
         given[own] = value
     return given
 

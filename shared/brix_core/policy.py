@@ -45,6 +45,8 @@ def load_policy(path: str | Path) -> GuardOptions:
         >>> load_policy(file)
         {'max_cost_usd': 0.5}
     """
+    if not isinstance(path, str | Path):
+        raise BrixConfigurationError(f"load_policy takes the path of a YAML file, got {path!r}")
     file = Path(path)
     try:
         text = file.read_text(encoding="utf-8")

@@ -49,7 +49,8 @@ def begin(request: CallRequest, clock: Clock) -> Attempt:
             "a guard re-issued a call whose chunks had already reached the consumer; check "
             "request.call.streamed before calling proceed again"
         )
-    attempt = Attempt(endpoint=request.endpoint.identity, model=request.model, started=clock.now())
+    endpoint = request.endpoint
+    attempt = Attempt(endpoint=endpoint.identity, model=request.model, provider=endpoint.provider, started=clock.now())
     request.call.attempts.append(attempt)
     return attempt
 

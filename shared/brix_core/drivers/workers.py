@@ -7,6 +7,7 @@ ending) and are used again; handing a job over costs some 15 microseconds.
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -72,6 +73,17 @@ _lock = threading.Lock()
 _idle: list[_Worker] = []
 
 
+def _forget_workers() -> None:
+    """A forked child has the list of workers, but not their threads; the lock may have been held."""
+    global _lock
+    _lock = threading.Lock()
+    _idle.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_workers)
+
+
 def submit(function: Callable[[], Any]) -> Job:
     """Run a function in a worker, in a copy of the caller's context variables."""
     job = Job(partial(copy_context().run, function))
@@ -119,7 +131,7 @@ class Pump:
             queue.Empty: None came within `seconds`.
             BaseException: What the source raised.
         """
-        item, error = self._items.get(timeout=seconds)
+        item, error = self._items.get(timeout=None if seconds is None else min(seconds, threading.TIMEOUT_MAX))
         if not self._has_room.is_set() and self._items.qsize() <= READ_AHEAD // 2:
             self._has_room.set()
         if error is not None:

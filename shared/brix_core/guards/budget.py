@@ -37,6 +37,9 @@ DEFAULT_OUTPUT_TOKENS: Final = 4_096
 """Output cap sent with a call that names none, to a model whose own limit is unknown."""
 
 
+MAX_CAP_USD: Final = 1e9
+"""Largest cap, USD: in nano-dollars it still fits a 64-bit integer."""
+
 MIN_OUTPUT_TOKENS: Final = 16
 """A call is refused rather than clamped below this: a one-token answer is not worth its prompt. (Also the
 least that OpenAI's Responses API accepts as ``max_output_tokens``.)"""
@@ -68,6 +71,10 @@ class BudgetConfig:
 
     def __post_init__(self) -> None:
         checks.positive("max_cost_usd", self.max_cost_usd, infinite=True)
+        if MAX_CAP_USD < self.max_cost_usd < math.inf:
+            raise BrixConfigurationError(
+                f"max_cost_usd must be at most {MAX_CAP_USD:g}, or inf to meter only; got {self.max_cost_usd!r}"
+            )
         checks.one_of("budget_strategy", self.budget_strategy, ("block", "warn"))
         checks.fraction("budget_warning_threshold", self.budget_warning_threshold)
         checks.flag("budget_clamp_output", self.budget_clamp_output)
@@ -239,12 +246,14 @@ class BudgetGuard:
             return
         self._remember(key)
         request.call.decide("budget", "warned", spent_usd=usd(balance.spent))
-        warnings.warn(
+        said = (
             f"session {request.session.session_id} has spent ${usd(balance.spent):.6f} of "
-            f"max_cost_usd={self.config.max_cost_usd:g}",
-            BrixBudgetWarning,
-            stacklevel=2,
+            f"max_cost_usd={self.config.max_cost_usd:g}"
         )
+        try:
+            warnings.warn(said, BrixBudgetWarning, stacklevel=2)
+        except BrixBudgetWarning:  # warnings are errors here, but an answer that is paid for is not thrown away
+            log.warning("%s", said)
 
     def _remember(self, key: str) -> None:
         self._warned[key] = None
@@ -342,4 +351,11 @@ def _account(request: CallRequest) -> str:
     return f"budget:{request.session.session_id}"
 
 
-__all__ = ["DEFAULT_OUTPUT_TOKENS", "MIN_OUTPUT_TOKENS", "BrixBudgetWarning", "BudgetConfig", "BudgetGuard"]
+__all__ = [
+    "BrixBudgetWarning",
+    "BudgetConfig",
+    "BudgetGuard",
+    "DEFAULT_OUTPUT_TOKENS",
+    "MAX_CAP_USD",
+    "MIN_OUTPUT_TOKENS",
+]

@@ -152,7 +152,7 @@ class ObservabilityGuard:
             "session_id": call.session.session_id,
             "timestamp": datetime.fromtimestamp(call.started_at, UTC).isoformat(),
             "model": response.model if response is not None and response.model else request.model,
-            "provider": request.endpoint.provider,
+            "provider": call.attempts[-1].provider if call.attempts else request.endpoint.provider,
             "outcome": record.outcome,
             "error": name,
             "error_message": message,
