@@ -15,6 +15,9 @@ from typing import Any
 
 from langchain_core.language_models import BaseChatModel
 
+_homes: weakref.WeakKeyDictionary[Any, weakref.ref[asyncio.AbstractEventLoop]] = weakref.WeakKeyDictionary()
+"""The loop on which each HTTP client was first used here. LangChain's models share theirs with one another."""
+
 
 class ModelOnLoops:
     """Gives the model to call on the running loop.
@@ -36,8 +39,9 @@ class ModelOnLoops:
             return self._model
         with self._lock:
             if self._home is None:
-                self._home = weakref.ref(loop)
-                return self._model
+                self._home = _home_of(self._model, loop)
+                if self._home() is loop:
+                    return self._model
             if loop not in self._copies:
                 for ended in [other for other in self._copies if other.is_closed()]:
                     del self._copies[ended]
@@ -45,11 +49,21 @@ class ModelOnLoops:
             return self._copies[loop]
 
 
+def _home_of(model: BaseChatModel, loop: asyncio.AbstractEventLoop) -> weakref.ref[asyncio.AbstractEventLoop]:
+    """The loop that the model's HTTP client belongs to; `loop` if it has none yet."""
+    getattr(model, "_async_client", None)  # ChatAnthropic makes it on first use
+    here = weakref.ref(loop)
+    for member in model.__dict__.values():
+        client: Any = member if _is_async_client(member) else getattr(member, "_client", None)
+        if _is_async_client(client):
+            return _homes.setdefault(client._client, here)
+    return here
+
+
 def _with_own_pool(model: BaseChatModel) -> BaseChatModel:
     """A copy with fresh asynchronous connections; the model itself where its HTTP client is the user's own."""
     if getattr(model, "http_async_client", None) is not None:
         return model
-    getattr(model, "_async_client", None)  # ChatAnthropic makes it on first use
     copy = model.model_copy()
     for name, member in list(copy.__dict__.items()):
         client: Any = member if _is_async_client(member) else getattr(member, "_client", None)

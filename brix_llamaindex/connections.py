@@ -38,7 +38,7 @@ class Opened:
         self._streams: list[Any] = []
         self._token: Token[list[Any] | None] | None = None
         if asynchronous:
-            _leave_ended_loop(llm)
+            leave_ended_loop(llm)
         client = _client(llm, _CLIENTS[asynchronous])
         if client is not None and "request" not in vars(client):
             client.request = (_noting_async if asynchronous else _noting)(client.request)
@@ -61,7 +61,7 @@ class Opened:
             await stream.close()
 
 
-def _leave_ended_loop(llm: LLM) -> None:
+def leave_ended_loop(llm: LLM) -> None:
     """Let the LLM make a new asynchronous client on a new event loop: pooled connections belong to the old one.
 
     A client, or an HTTP client, of the user's own is the user's to keep on the right loop.
@@ -107,4 +107,4 @@ def _note(result: Any, kwargs: dict[str, Any]) -> Any:
     return result
 
 
-__all__ = ["Opened"]
+__all__ = ["Opened", "leave_ended_loop"]

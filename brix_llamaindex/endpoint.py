@@ -20,7 +20,7 @@ from brix_core.errors import BrixConfigurationError
 from brix_core.model_limits import max_output_tokens
 from brix_llamaindex.caps import OPENAI, class_names, inferred_cap, output_cap_of
 from brix_llamaindex.chunks import Chunk, DeltaReader, Response, as_chunk, empty_response, text_of
-from brix_llamaindex.connections import Opened
+from brix_llamaindex.connections import Opened, leave_ended_loop
 from brix_llamaindex.messages import CODEC, MessageCodec, Prompt, field, prompt_of, tool_calls_of
 from brix_llamaindex.offload import in_worker, iterate_in_worker
 from brix_llamaindex.usage import finish_reason_of, usage_of, usage_of_stream
@@ -181,6 +181,7 @@ class LLMEndpoint:
         if self._blocks[_flavour(request, "achat", "acomplete")] and request.limits.call is not None:
             hook, argument, kwargs = self._hook(request, "chat", "complete")
             return self._respond(await in_worker(partial(hook, argument, **kwargs)), request)
+        leave_ended_loop(self.llm)
         hook, argument, kwargs = self._hook(request, "achat", "acomplete")
         return self._respond(await hook(argument, **kwargs), request)
 

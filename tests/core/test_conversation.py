@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from brix_core.conversation import Conversation, DictCodec, PrefixMemory, text_of
+from brix_core.errors import BrixConfigurationError
 
 CODEC = DictCodec()
 MODELS = ("gpt-4o", "gpt-4", "claude-opus-4-8", "nobody-knows-it")
@@ -122,11 +123,18 @@ def test_every_way_of_growing_gives_the_same_hash(talk: list[Any], cuts: list[in
 
 def test_the_hash_is_that_of_the_json_text_in_any_script() -> None:
     talk = [
-        {"role": "user", "content": 'Grüße, 世界 🌍 "quoted" \\ \ud83d half a pair'},
+        {"role": "user", "content": 'Grüße, 世界 🌍 "quoted" \\ and \\ud83d spelt out'},
         {"role": "assistant", "content": ""},
     ]
     assert Conversation(talk, CODEC).sha256() == sha256_of(talk)
     assert Conversation([], CODEC).sha256() == sha256_of([])
+
+
+def test_half_of_a_surrogate_pair_is_refused_and_named() -> None:
+    talk = [{"role": "user", "content": "fine \U0001f600"}, {"role": "user", "content": "broken \ud83d"}]
+    with pytest.raises(BrixConfigurationError, match=r"messages\[1\] holds a lone surrogate \('\\ud83d'\)"):
+        Conversation(talk, CODEC).prompt_tokens("gpt-4o")
+    assert Conversation(talk[:1], CODEC).prompt_tokens("gpt-4o") > 0
 
 
 class Counting(DictCodec):

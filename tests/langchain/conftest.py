@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gc
+import warnings
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from typing import Any
 
@@ -38,8 +40,8 @@ async def chat(server: DemoServer) -> AsyncIterator[Make]:
 
 
 @pytest.fixture
-def claude(server: DemoServer) -> Make:
-    """Makes a ChatAnthropic on the demo server."""
+def claude(server: DemoServer) -> Iterator[Make]:
+    """Makes a ChatAnthropic on the demo server. It takes no HTTP client that a test could close."""
 
     def make(**fields: Any) -> ChatAnthropic:
         return ChatAnthropic(
@@ -52,7 +54,10 @@ def claude(server: DemoServer) -> Make:
             }
         )
 
-    return make
+    yield make
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 @pytest.fixture(autouse=True)
