@@ -28,7 +28,7 @@ class Wakeup:
     __slots__ = ("_callbacks", "_lock", "_set")
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._set = False
         self._callbacks: list[Callable[[], object]] = []
 

@@ -83,8 +83,9 @@ def classify(error: BaseException, *, also_retry: Collection[int] = (), now: flo
         now: Seconds since the epoch, to read a ``Retry-After`` date; the system's time by default.
     """
     if isinstance(error, BrixError):
-        waited = isinstance(error, BrixTimeoutError) and error.kind in ("call", "first_token", "idle")
-        return Failure(kind="timeout" if waited else "guard", retryable=waited, billable=waited)
+        timed_out = isinstance(error, BrixTimeoutError) and error.kind != "step"
+        waited = timed_out and error.kind != "total"  # type: ignore[attr-defined]
+        return Failure(kind="timeout" if waited else "guard", retryable=waited, billable=timed_out)
     status = _status(error)
     if status is not None:
         headers = _headers(error)

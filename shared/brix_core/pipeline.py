@@ -38,8 +38,8 @@ class Pipeline:
     """
 
     def __init__(self, options: Parsed, fallbacks: Sequence[Endpoint] = ()) -> None:
-        self.clock: Clock = options.clock or SystemClock()
-        self.store: Store = options.store or default_store()
+        self.clock: Clock = SystemClock() if options.clock is None else options.clock
+        self.store: Store = default_store() if options.store is None else options.store
         self.sessions = Sessions(self.clock, options.session_id)
         guards = _call_ring(options, fallbacks, self.store, self.clock)
         active = (guard.name for guard in in_order(guards) if not isinstance(guard, SessionTimeout))

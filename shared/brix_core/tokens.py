@@ -26,7 +26,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterable
 from functools import lru_cache
-from threading import Lock
+from threading import Lock, RLock
 from typing import NamedTuple
 
 from brix_core.token_estimate import estimate_tokens
@@ -140,7 +140,7 @@ class _Counts(dict[str, int]):
         self._count = count
         self._old: dict[str, int] = {}
         self._chars = 0
-        self._lock = Lock()
+        self._lock = RLock()
 
     def __missing__(self, text: str) -> int:
         tokens = self._old.get(text)
@@ -282,7 +282,7 @@ def bare_model_name(model: str) -> str:
 
 
 _TOKENIZERS: dict[tuple[EncodingName, int, bool, bool], Tokenizer] = {}
-_tokenizers_lock = Lock()
+_tokenizers_lock = RLock()
 
 
 @lru_cache(maxsize=1024)

@@ -246,7 +246,6 @@ def test_decisions_of_our_own_are_final_but_a_provider_that_kept_us_waiting_is_r
         failure = classify(BrixTimeoutError(kind=kind))  # type: ignore[arg-type]
         assert (failure.kind, failure.retryable, failure.billable) == ("timeout", True, True)
     finals: list[BrixError] = [
-        BrixTimeoutError(kind="total"),
         BrixTimeoutError(kind="step"),
         BrixBudgetError(),
         BrixRetryError(),
@@ -255,6 +254,8 @@ def test_decisions_of_our_own_are_final_but_a_provider_that_kept_us_waiting_is_r
     ]
     for error in finals:
         assert classify(error) == Failure(kind="guard", retryable=False, billable=False)
+    # The session's time ran out while the provider was at work: final, and to be paid for.
+    assert classify(BrixTimeoutError(kind="total")) == Failure(kind="guard", retryable=False, billable=True)
     assert all(not getattr(brix_errors, name).is_retryable for name in brix_errors.__all__ if name != "TimeoutKind")
 
 

@@ -70,8 +70,8 @@ class Alarm:
             return False
         if self._fired:
             self._fired = False
-            task.uncancel()
-            return True
+            if task.uncancel() <= self._cancelled_before:
+                return True
         if task.cancelling() > self._cancelled_before:
             raise asyncio.CancelledError
         return False

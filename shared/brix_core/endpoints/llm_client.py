@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import itertools
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from copy import copy
 from inspect import isawaitable
@@ -78,8 +80,9 @@ class LLMClientEndpoint:
 
     @property
     def identity(self) -> str:
-        """The client's class and the model's name."""
-        return f"custom:{type(self._client).__module__}.{type(self._client).__qualname__}/{self._model}"
+        """The client's class, which one of its instances, and the model's name."""
+        kind = type(self._client)
+        return f"custom:{kind.__module__}.{kind.__qualname__}#{_ordinal(self._client)}/{self._model}"
 
     @property
     def streams(self) -> bool:
@@ -165,6 +168,18 @@ class LLMClientEndpoint:
 
     def _answer(self, text: Any) -> CallResponse:
         return CallResponse(text=_checked(text, self._client, "complete"), model=self._model, raw=text)
+
+
+_ordinals: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+_counter = itertools.count(1)
+
+
+def _ordinal(client: Any) -> int:
+    """A number for each client: two of one class may go to different places, and share no circuit breaker."""
+    try:
+        return _ordinals.setdefault(client, next(_counter)) if client not in _ordinals else _ordinals[client]
+    except TypeError:  # not hashable, or without weak references
+        return id(client)
 
 
 def _is_async(method: Any) -> bool:

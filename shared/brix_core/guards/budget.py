@@ -217,13 +217,14 @@ class BudgetGuard:
         request.call.attempts[-1].usage = Usage(input_tokens=plan.prompt, output_tokens=output, estimated=True)
         if hides_reasoning(request.model):
             return grant.amount
-        return plan.of_text(output, sum(_seen(request.model, text) for text in texts))
+        counted = plan.of_text(output, sum(_seen(request.model, text) for text in texts))
+        return max(counted, meter.cost(grant)) if meter.started else counted  # the stream may have shown more
 
     def _charge_of_failure(self, error: Exception, grant: Grant, meter: _Meter) -> int:
         if meter.started:
             return meter.cost(grant)
         failure = classify(error)
-        return grant.amount if failure.billable and failure.kind != "guard" else 0
+        return grant.amount if failure.billable else 0
 
     def _settle(self, request: CallRequest, grant: Grant, charge: int, left: bool) -> None:
         balance = self._store.settle(grant, charge)
@@ -251,7 +252,8 @@ class BudgetGuard:
             f"max_cost_usd={self.config.max_cost_usd:g}"
         )
         try:
-            warnings.warn(said, BrixBudgetWarning, stacklevel=2)
+            # Not `warn`: it would remember every text for good, and each names a session and an amount.
+            warnings.warn_explicit(said, BrixBudgetWarning, __file__, 1, module=__name__)
         except BrixBudgetWarning:  # warnings are errors here, but an answer that is paid for is not thrown away
             log.warning("%s", said)
 

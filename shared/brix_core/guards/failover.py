@@ -59,7 +59,7 @@ def _moves_on(error: Exception) -> bool:
     if isinstance(error, BrixTimeoutError):
         return error.kind in ("call", "first_token", "idle")
     failure = classify(error)
-    return failure.retryable or failure.status in PROVIDER_STATUSES or failure.rate_limited
+    return failure.retryable or failure.provider_down or failure.rate_limited or failure.status in PROVIDER_STATUSES
 
 
 __all__ = ["PROVIDER_STATUSES", "FailoverGuard"]

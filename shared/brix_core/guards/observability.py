@@ -21,7 +21,7 @@ from typing import Any, Final, NamedTuple
 import orjson
 
 from brix_core import checks
-from brix_core.call import Attempt, CallRequest, CallResponse, Outcome
+from brix_core.call import Attempt, CallRequest, CallResponse, LogicalCall, Outcome
 from brix_core.clock import Clock
 from brix_core.errors import BrixError, BrixTimeoutError
 from brix_core.flow import Flow, Proceed
@@ -51,9 +51,12 @@ class ObservabilityConfig:
 
 
 class _Record(NamedTuple):
-    """What is known of a call at its end; made into a trace entry later."""
+    """What is known of a call at its end, its prompt left out; made into a trace entry later."""
 
-    request: CallRequest
+    call: LogicalCall
+    model: str
+    provider: str | None
+    stream: bool
     response: CallResponse | None
     outcome: Outcome
     error: tuple[str, str] | None
@@ -77,7 +80,7 @@ class ObservabilityGuard:
         self._clock = clock
         self._guards = list(guards)
         self._lock = threading.Lock()
-        self._pending: list[_Record] = []
+        self._pending: deque[_Record] = deque()
         self._entries: deque[dict[str, Any]] = deque(maxlen=config.trace_buffer_size)
         self._chains: OrderedDict[str, tuple[int, str]] = OrderedDict()
 
@@ -112,7 +115,10 @@ class ObservabilityGuard:
     ) -> None:
         call = request.call
         record = _Record(
-            request=request,
+            call=call,
+            model=request.model,
+            provider=request.endpoint.provider,
+            stream=request.stream,
             response=None if response is None else response._replace(raw=None),
             outcome=_outcome(response, error, call.attempts),
             error=None if error is None else (type(error).__name__, _message_of(error)),
@@ -120,15 +126,18 @@ class ObservabilityGuard:
             latency=self._clock.now() - call.started,
         )
         call.session.metadata = call.metadata
-        with self._lock:
-            self._pending.append(record)
-            if len(self._pending) >= MAX_PENDING:
+        # Never wait here: the garbage collector may close an abandoned stream while this thread is writing.
+        self._pending.append(record)
+        if len(self._pending) >= MAX_PENDING and self._lock.acquire(blocking=False):
+            try:
                 self._write_pending()
+            finally:
+                self._lock.release()
 
     def _write_pending(self) -> None:
         """Turn records into entries, and chain them. Many at a time: that takes half the time of one by one."""
-        for record in self._pending:
-            entry = self._entry(record)
+        while self._pending:
+            entry = self._entry(self._pending.popleft())
             session_id = entry["session_id"]
             sequence, chain_hash = self._chains.get(session_id) or (0, _digest({"genesis": session_id}))
             entry["sequence"] = sequence + 1
@@ -138,10 +147,9 @@ class ObservabilityGuard:
             self._chains.move_to_end(session_id)
             if len(self._chains) > MAX_CHAINS:
                 self._chains.popitem(last=False)
-        self._pending.clear()
 
     def _entry(self, record: _Record) -> dict[str, Any]:
-        request, response, call = record.request, record.response, record.request.call
+        response, call = record.response, record.call
         usage = call.attempts[-1].usage if call.attempts else None
         costs = [attempt.cost_nano for attempt in call.attempts if attempt.cost_nano is not None]
         text = response.text if response is not None else call.partial_text
@@ -151,12 +159,12 @@ class ObservabilityGuard:
             "run_id": call.run_id,
             "session_id": call.session.session_id,
             "timestamp": datetime.fromtimestamp(call.started_at, UTC).isoformat(),
-            "model": response.model if response is not None and response.model else request.model,
-            "provider": call.attempts[-1].provider if call.attempts else request.endpoint.provider,
+            "model": response.model if response is not None and response.model else record.model,
+            "provider": call.attempts[-1].provider if call.attempts else record.provider,
             "outcome": record.outcome,
             "error": name,
             "error_message": message,
-            "stream": request.stream,
+            "stream": record.stream,
             "prompt_tokens": usage.input_tokens if usage else None,
             "completion_tokens": usage.output_tokens if usage else None,
             "usage_estimated": usage.estimated if usage else None,

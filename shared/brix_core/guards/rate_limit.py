@@ -121,7 +121,7 @@ class RateLimitGuard:
     def _wait(self, request: CallRequest, key: str, pace: _Pace, tokens: float) -> Generator[Effect, Any, None]:
         """Stand in line until the buckets give what the call needs."""
         arrived = self._clock.now()
-        if self._lines.is_empty(key):  # nobody to overtake: try at once
+        if not self._store.blocking and self._lines.is_empty(key):  # nobody to overtake: try at once
             demands = self._demands(key, pace.at(arrived), tokens)
             if not (yield StoreOp(self._store.take, (arrived, demands), self._store.blocking)):
                 return
@@ -150,14 +150,16 @@ class RateLimitGuard:
         demands = []
         if self.config.requests_per_minute is not None:
             rate = self.config.requests_per_minute / 60.0 * factor
-            demands.append(Demand(f"{key}:requests", 1.0, rate, self._burst))
+            demands.append(
+                Demand(f"{key}:requests:{self.config.requests_per_minute:g}/{self._burst:g}", 1.0, rate, self._burst)
+            )
         if tokens:
             demands.append(self._token_demand(key, factor, tokens))
         return demands
 
     def _token_demand(self, key: str, factor: float, tokens: float) -> Demand:
         limit = self.config.tokens_per_minute or 0.0
-        return Demand(f"{key}:tokens", tokens, limit / 60.0 * factor, limit)
+        return Demand(f"{key}:tokens:{limit:g}", tokens, limit / 60.0 * factor, limit)
 
     def _tokens(self, request: CallRequest) -> float:
         limit = self.config.tokens_per_minute
@@ -258,7 +260,7 @@ class _Lines:
     """First come, first served, for each key."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # the garbage collector may close a waiting call inside `join`
         self._lines: dict[str, deque[_Ticket]] = {}
 
     def is_empty(self, key: str) -> bool:
@@ -269,6 +271,7 @@ class _Lines:
             line = self._lines.setdefault(key, deque())
             ticket = _Ticket(self, key, line)
             line.append(ticket)
+            self._lines[key] = line
             return ticket
 
     def leave(self, ticket: _Ticket, line: deque[_Ticket]) -> None:

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import math
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final
 
 from brix_core.store.base import Balance, Demand, Grant
@@ -26,6 +27,9 @@ MAX_RECORDS: Final = 100_000
 class MemoryStore:
     """Atomic by one lock, held for microseconds. Gone when the process ends.
 
+    The garbage collector may close an abandoned stream, and so settle its call, in the middle of an operation of
+    the very same thread. What comes in that way is put aside and done at the start of the next operation.
+
     Bounded: of more than `MAX_RECORDS` accounts the longest unused one without a reservation is
     forgotten, its spend too. An application with more sessions than that wants a durable store.
     """
@@ -33,7 +37,8 @@ class MemoryStore:
     blocking = False
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._late: deque[Callable[[], object]] = deque()
         self._accounts: OrderedDict[str, Balance] = OrderedDict()
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
         self._records: OrderedDict[str, Any] = OrderedDict()
@@ -41,6 +46,7 @@ class MemoryStore:
     def reserve(self, account: str, least: int, most: int, limit: int | None) -> Grant:
         """See `Store.reserve`."""
         with self._lock:
+            self._catch_up()
             now = self._accounts.get(account, Balance())
             left = most if limit is None else limit - now.spent - now.reserved
             if left < least:
@@ -52,20 +58,23 @@ class MemoryStore:
 
     def settle(self, grant: Grant, actual: int) -> Balance:
         """See `Store.settle`."""
+        if self._is_interrupted():
+            self._late.append(partial(self._settle, grant, actual))
+            return self._accounts.get(grant.account, Balance())
         with self._lock:
-            now = self._accounts.get(grant.account, Balance())
-            after = Balance(now.spent + actual, max(0, now.reserved - grant.amount))
-            self._keep(grant.account, after)
-            return after
+            self._catch_up()
+            return self._settle(grant, actual)
 
     def balance(self, account: str) -> Balance:
         """See `Store.balance`."""
         with self._lock:
+            self._catch_up()
             return self._accounts.get(account, Balance())
 
     def take(self, now: float, demands: Sequence[Demand]) -> float:
         """See `Store.take`."""
         with self._lock:
+            self._catch_up()
             levels = []
             wait = 0.0
             for demand in demands:
@@ -81,22 +90,50 @@ class MemoryStore:
 
     def give(self, now: float, demands: Sequence[Demand]) -> None:
         """See `Store.give`."""
+        if self._is_interrupted():
+            self._late.append(partial(self._give, now, demands))
+            return
         with self._lock:
-            for demand in demands:
-                self._put(now, demand, min(demand.capacity, self._level(now, demand) + demand.amount))
+            self._catch_up()
+            self._give(now, demands)
 
     def update(self, key: str, change: Callable[[Any], tuple[Any, Any]]) -> Any:
         """See `Store.update`."""
+        if self._is_interrupted():
+            self._late.append(partial(self._update, key, change))
+            return None
         with self._lock:
-            record, result = change(self._records.get(key))
-            if record is None:
-                self._records.pop(key, None)
-            else:
-                self._records[key] = record
-                self._records.move_to_end(key)
-                if len(self._records) > MAX_RECORDS:
-                    self._records.popitem(last=False)
-            return result
+            self._catch_up()
+            return self._update(key, change)
+
+    def _is_interrupted(self) -> bool:
+        """Whether this thread is in the middle of an operation already."""
+        return self._lock._is_owned()  # type: ignore[attr-defined, no-any-return]  # as `threading.Condition` asks
+
+    def _catch_up(self) -> None:
+        while self._late:
+            self._late.popleft()()
+
+    def _settle(self, grant: Grant, actual: int) -> Balance:
+        now = self._accounts.get(grant.account, Balance())
+        after = Balance(now.spent + actual, max(0, now.reserved - grant.amount))
+        self._keep(grant.account, after)
+        return after
+
+    def _give(self, now: float, demands: Sequence[Demand]) -> None:
+        for demand in demands:
+            self._put(now, demand, min(demand.capacity, self._level(now, demand) + demand.amount))
+
+    def _update(self, key: str, change: Callable[[Any], tuple[Any, Any]]) -> Any:
+        record, result = change(self._records.get(key))
+        if record is None:
+            self._records.pop(key, None)
+        else:
+            self._records[key] = record
+            self._records.move_to_end(key)
+            if len(self._records) > MAX_RECORDS:
+                self._records.popitem(last=False)
+        return result
 
     def _keep(self, account: str, balance: Balance) -> None:
         self._accounts[account] = balance
