@@ -11,13 +11,17 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 from brix_core.errors import BrixConfigurationError
 from brix_core.tokens import REPLY_PRIMING, count_message, count_tools, tokenizer_for
 
 if TYPE_CHECKING:
     from hashlib import _Hash
+
+
+MAX_MODELS: Final = 8
+"""Models for which a known prefix keeps its token count."""
 
 
 class Codec(Protocol):
@@ -161,7 +165,8 @@ class Conversation:
         start = known.length if known else 0
         fresh = self.messages[start:]
         sha = known.sha.copy() if known else hashlib.sha256(b"[")
-        counted = known.tokens.copy() if known else {}  # another thread may add a model to the original
+        # A copy, since another thread may add a model to the original; of the latest few, since names may be many.
+        counted = dict(list(known.tokens.copy().items())[-MAX_MODELS:]) if known else {}
         parts = [json.dumps(self.codec.to_dict(message), default=str) for message in fresh]
         for number, part in enumerate(parts, start):
             if "\\ud" in part:  # an escaped surrogate: half of an emoji, or a lone one

@@ -71,6 +71,15 @@ _CONNECTIONS = frozenset(
     {"APIConnectionError", "TransportError", "ConnectionError", "ClientConnectionError", "ChunkedEncodingError"}
 )
 _DEPTH = 8
+_STATUS_OF_EVENT: Final = {
+    "rate_limit_error": 429,
+    "rate_limit_exceeded": 429,
+    "api_error": 500,
+    "server_error": 500,
+    "timeout_error": 504,
+    "overloaded_error": 529,
+}
+"""Error types of OpenAI's and Anthropic's API references, with the status each has outside a stream."""
 _NEVER_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "ClientConnectorError"})
 
 
@@ -141,6 +150,19 @@ def _status(error: BaseException) -> int | None:
         value = (response.get("ResponseMetadata") or {}).get("HTTPStatusCode")
         if isinstance(value, int) and 400 <= value <= 599:
             return value
+    return _status_in_stream(error)
+
+
+def _status_in_stream(error: BaseException) -> int | None:
+    """The status that an error event stands for: a stream that has begun with 200 can report it in no other way."""
+    body = getattr(error, "body", None)
+    if not isinstance(body, Mapping) or not _sdk_names(error):
+        return None
+    nested = body.get("error")
+    holder = nested if isinstance(nested, Mapping) else body
+    for value in (holder.get("type"), holder.get("code")):
+        if isinstance(value, str) and value in _STATUS_OF_EVENT:
+            return _STATUS_OF_EVENT[value]
     return None
 
 

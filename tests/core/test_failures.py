@@ -238,6 +238,18 @@ def test_a_non_retryable_declaration_outweighs_the_kind() -> None:
     assert classify(Final()).provider_down
 
 
+def test_an_error_event_in_a_stream_means_what_its_status_would() -> None:
+    request = httpx.Request("POST", "https://a.example")
+    body = {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}
+    overloaded = anthropic.APIStatusError.__new__(anthropic.APIStatusError)
+    overloaded.body, overloaded.status_code = body, 200  # as the SDK raises it when a stream has begun with 200
+    failure = classify(overloaded)
+    assert (failure.status, failure.retryable, failure.provider_down) == (529, True, True)
+    assert classify(openai.APIError("no", request, body={"type": "server_error"})).status == 500
+    assert classify(openai.APIError("no", request, body={"type": "something_new"})).status is None
+    assert classify(ValueError("overloaded_error")).status is None
+
+
 # Our own errors
 
 

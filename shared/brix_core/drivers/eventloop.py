@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any
@@ -12,6 +13,8 @@ from brix_core.clock import Clock
 from brix_core.drivers.alarm import Alarm
 from brix_core.drivers.attempts import LimitReachedError, Tap, Waits, as_partial, begin, fail, may_collect, succeed
 from brix_core.flow import Effect, Flow, ModelCall, Sleep
+
+log = logging.getLogger(__name__)
 
 
 async def arun(flow: Flow, clock: Clock) -> CallResponse:
@@ -213,7 +216,10 @@ class _Stream:
         """Note a failure and close the provider's stream; returns what to throw into the flow."""
         if self._attempt.outcome is None:
             fail(self._attempt, error, self._clock)
-        await self.aclose()
+        try:
+            await self.aclose()
+        except Exception:  # what matters is why the attempt failed
+            log.warning("closing the stream of %s failed too", self.request.endpoint.identity, exc_info=True)
         if isinstance(error, LimitReachedError):
             return error.as_error(self.request, self._attempt, self._tap.text)
         return error
