@@ -41,7 +41,6 @@ class Alarm:
         except BaseException as error:
             raise self.judge(error, kind) from error.__cause__
         if self.has_rung():
-            await _discard(result)
             raise LimitReachedError(kind)
         return result
 
@@ -106,13 +105,6 @@ class Alarm:
         self._armed_for = None
         self._fired = True
         self._task.cancel()
-
-
-async def _discard(result: Any) -> None:
-    """Close what arrived too late, if it can be closed."""
-    close = getattr(result, "aclose", None)
-    if close is not None:
-        await close()
 
 
 __all__ = ["Alarm"]

@@ -59,7 +59,6 @@ class _Worker(threading.Thread):
         while True:
             job = self.inbox.get()
             try:
-                # Idle again before the waiter wakes, so that calls in a row share one thread.
                 job.run()
             finally:
                 del job
