@@ -11,7 +11,7 @@ import inspect
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from functools import cached_property
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import urlsplit
 
 from langchain_core.language_models import BaseChatModel
@@ -21,9 +21,9 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 from langchain_core.rate_limiters import BaseRateLimiter
 
 from brix_core.call import CallRequest, CallResponse
-from brix_core.conversation import text_of
 from brix_core.endpoints.sdk import patience
 from brix_core.model_limits import max_output_tokens
+from brix_core.turns import text_of
 from brix_core.usage import Usage
 from brix_langchain.loops import ModelOnLoops
 from brix_langchain.messages import CODEC, LangChainCodec
@@ -39,6 +39,9 @@ from brix_langchain.reading import (
     tool_calls_of,
     usage_of,
 )
+
+if TYPE_CHECKING:
+    from brix_core.response_schema import ResponseSchema
 
 _CAPS: Final = ("max_tokens", "max_completion_tokens", "max_output_tokens", "num_predict", "max_new_tokens")
 """Names of the output cap, LangChain's standard one first."""
@@ -154,6 +157,10 @@ class ChatModelEndpoint:
         """Tools and response formats, as they are bound."""
         merged = self._merge(params)
         return [described(merged[name]) for name in _SCHEMAS if merged.get(name)]
+
+    def structured(self, schema: ResponseSchema, params: Mapping[str, Any]) -> bool:
+        """Whether the schema is bound to the model."""
+        return False
 
     def call(self, request: CallRequest) -> CallResponse:
         """One blocking request."""

@@ -8,13 +8,22 @@ from dataclasses import dataclass
 from operator import attrgetter, itemgetter
 from typing import Any, Final, NamedTuple
 
-from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, ToolMessage
+from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, HumanMessage, SystemMessage, ToolMessage
+
+from brix_core.conversation import MessageEdits, joined, mapped
+from brix_core.turns import Role
 
 _ROLES: Final = {
     "human": "user",
     "ai": "assistant",
     "AIMessageChunk": "assistant",
     "HumanMessageChunk": "user",
+}
+
+_MESSAGES: Final[dict[Role, type[BaseMessage]]] = {
+    "system": SystemMessage,
+    "user": HumanMessage,
+    "assistant": AIMessage,
 }
 
 _content = attrgetter("content")
@@ -75,7 +84,7 @@ class _Seen:
 _NOTHING: Final = _Seen([], [], [], [], _NO_ANSWERS, _NO_RESULTS, _NO_ROLES)
 
 
-class LangChainCodec:
+class LangChainCodec(MessageEdits):
     """Reads LangChain messages.
 
     Example:
@@ -137,6 +146,20 @@ class LangChainCodec:
                 and snapshot.roles.holds(head)
             )
         return same and list(map(_content, head)) == snapshot.contents and snapshot.answers.holds(head)
+
+    def message(self, role: Role, text: str) -> BaseMessage:
+        """A new message."""
+        if role == "tool":
+            raise ValueError("a tool's result belongs to a call; it is not made from a text alone")
+        return _MESSAGES[role](text)
+
+    def with_text(self, message: BaseMessage, text: str) -> BaseMessage:
+        """A copy that says `text` at its end, too."""
+        return message.model_copy(update={"content": joined(message.content, text)})
+
+    def map_text(self, message: BaseMessage, change: Callable[[str], str]) -> BaseMessage:
+        """A copy whose every text has gone through `change`."""
+        return message.model_copy(update={"content": mapped(message.content, change)})
 
 
 def _frozen(value: Any) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Se
 from contextlib import aclosing
 from functools import partial
 from operator import is_
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from llama_index.core.base.llms.generic_utils import messages_to_prompt as default_messages_to_prompt
@@ -24,6 +24,9 @@ from brix_llamaindex.connections import Opened, leave_ended_loop
 from brix_llamaindex.messages import CODEC, MessageCodec, Prompt, field, prompt_of, tool_calls_of
 from brix_llamaindex.offload import in_worker, iterate_in_worker
 from brix_llamaindex.usage import finish_reason_of, usage_of, usage_of_stream
+
+if TYPE_CHECKING:
+    from brix_core.response_schema import ResponseSchema
 
 _PROVIDERS: Final = {
     "Anthropic": "anthropic",
@@ -170,6 +173,10 @@ class LLMEndpoint:
             if value:
                 found.extend(map(_schema, value if isinstance(value, list | tuple) else [value]))
         return [*found, *self._template(params)]
+
+    def structured(self, schema: ResponseSchema, params: Mapping[str, Any]) -> bool:
+        """Whether the schema is sent along."""
+        return False
 
     def call(self, request: CallRequest) -> CallResponse:
         """One blocking request."""

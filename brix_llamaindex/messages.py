@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import eq
 from typing import Any
 
 from llama_index.core.base.llms.types import ChatMessage, TextBlock, ToolCallBlock
 
 from brix_core.call import ToolCall
+from brix_core.conversation import Edit, MessageEdits
+from brix_core.turns import Role
 
 
 class Prompt(str):
@@ -35,7 +37,7 @@ def prompt_of(messages: Sequence[Any]) -> str | None:
     return None
 
 
-class MessageCodec:
+class MessageCodec(MessageEdits):
     """Reads `ChatMessage` with all its blocks, and `Prompt`. Use the one instance, `CODEC`.
 
     Example:
@@ -80,6 +82,28 @@ class MessageCodec:
         """Compare by value; stops at the first difference."""
         return len(messages) >= len(snapshot) and all(map(eq, snapshot, map(_picture, messages)))
 
+    def message(self, role: Role, text: str) -> ChatMessage:
+        """A new message."""
+        return ChatMessage(text, role=role)
+
+    def with_text(self, message: ChatMessage, text: str) -> ChatMessage:
+        """A copy that says `text` at its end, too."""
+        return message.model_copy(update={"blocks": [*message.blocks, TextBlock(text=f"\n\n{text}")]})
+
+    def map_text(self, message: Any, change: Callable[[str], str]) -> Any:
+        """A copy whose every text has gone through `change`; a `Prompt` is text as a whole."""
+        if isinstance(message, Prompt):
+            return Prompt(change(message))
+        return message.model_copy(update={"blocks": [_mapped(block, change) for block in message.blocks]})
+
+    def edit(self, messages: Sequence[Any], system: str, turns: Sequence[tuple[Role, str]]) -> Edit:
+        """See `brix_core.conversation.Codec`. A completion's prompt stays one text."""
+        prompt = prompt_of(messages)
+        if prompt is None:
+            return super().edit(messages, system, turns)
+        parts = [system, prompt, *(text for _, text in turns)]
+        return Edit([Prompt("\n\n".join(part for part in parts if part))], 1, ())
+
 
 CODEC = MessageCodec()
 
@@ -100,6 +124,10 @@ def tool_calls_of(message: ChatMessage) -> tuple[ToolCall, ...]:
         older = message.additional_kwargs.get("tool_calls")
         calls = [_older_call(call) for call in older] if isinstance(older, list | tuple) else []
     return tuple(calls)
+
+
+def _mapped(block: Any, change: Callable[[str], str]) -> Any:
+    return block.model_copy(update={"text": change(block.text)}) if isinstance(block, TextBlock) else block
 
 
 def field(source: Any, name: str) -> Any:

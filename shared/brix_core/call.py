@@ -11,10 +11,12 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Self
 
+from brix_core.errors import BrixTimeoutError
 from brix_core.usage import Usage
 
 if TYPE_CHECKING:
     from brix_core.conversation import Codec, Conversation
+    from brix_core.response_schema import ResponseSchema
     from brix_core.session import Session
 
 Outcome = Literal["ok", "refused", "failed", "timed_out", "cancelled", "abandoned"]
@@ -48,6 +50,7 @@ class CallResponse(NamedTuple):
             partial answer.
         partial: True when a time limit cut the answer short and the caller asked for what had arrived.
         raw: The framework's or the SDK's own result, handed back unchanged.
+        parsed: The valid instance, where the request had a schema.
     """
 
     text: str
@@ -57,6 +60,7 @@ class CallResponse(NamedTuple):
     finish_reason: str | None = None
     partial: bool = False
     raw: Any = None
+    parsed: Any = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -134,18 +138,48 @@ class Limits:
         call: Longest the caller waits for the provider, over the whole attempt.
         first_token: Longest until the first chunk with content.
         idle: Longest between two chunks.
-        call_kind: Which option `call` stems from: the per-call limit, or what is left of the total.
+        call_kind: Which option `call` stems from: the per-call limit, or what is left until the deadline.
         keep_partial: On a timeout, answer with what has arrived instead of raising.
     """
 
     call: float | None = None
-    call_kind: Literal["call", "total"] = "call"
+    call_kind: Literal["call", "total", "healing"] = "call"
     first_token: float | None = None
     idle: float | None = None
     keep_partial: bool = False
 
 
 NO_LIMITS = Limits()
+
+
+class Deadline(NamedTuple):
+    """When a call must be over.
+
+    Attributes:
+        at: Monotonic seconds.
+        seconds: The limit it stems from.
+        kind: Which limit that is, the session's total time or the time for healing.
+        option: The limit's option.
+    """
+
+    at: float
+    seconds: float
+    kind: Literal["total", "healing"] = "total"
+    option: str = "total_timeout"
+
+    def or_earlier(self, other: Deadline | None) -> Deadline:
+        """The nearer of two."""
+        return self if other is None or self.at <= other.at else other
+
+    def passed(self, now: float) -> BrixTimeoutError:
+        """The error of a call that comes too late, or would."""
+        return BrixTimeoutError(
+            f"{self.option}={self.seconds:g} s is over, or would be before this call could be made; raise it"
+            + (", or begin a new session" if self.kind == "total" else ""),
+            kind=self.kind,
+            limit=self.seconds,
+            elapsed=now - self.at + self.seconds,
+        )
 
 
 class CallRequest(NamedTuple):
@@ -159,8 +193,9 @@ class CallRequest(NamedTuple):
         stream: Whether the consumer wants chunks.
         output_cap: Output tokens the guards allow; None leaves the caller's own cap alone.
         limits: Time limits of the attempt.
-        deadline: Monotonic moment by which the session's total time is over.
+        deadline: When it must be over.
         hooks: See `ChunkHook`; in order.
+        schema: What the answer must fit.
     """
 
     call: LogicalCall
@@ -170,8 +205,9 @@ class CallRequest(NamedTuple):
     stream: bool = False
     output_cap: int | None = None
     limits: Limits = NO_LIMITS
-    deadline: float | None = None
+    deadline: Deadline | None = None
     hooks: tuple[ChunkHook, ...] = ()
+    schema: ResponseSchema | None = None
 
     def evolve(self, **changes: Any) -> Self:
         """A copy with some fields changed."""
@@ -196,7 +232,14 @@ class CallRequest(NamedTuple):
 
     def prompt_tokens(self) -> int:
         """Tokens of the prompt, tools and schemas included, for the endpoint's model."""
-        return self.conversation.prompt_tokens(self.model, self.endpoint.schemas(self.params))
+        return self.prompt_tokens_for(self.endpoint)
+
+    def prompt_tokens_for(self, endpoint: Endpoint) -> int:
+        """As `prompt_tokens`, were it sent to another endpoint."""
+        schemas = endpoint.schemas(self.params)
+        if self.schema is not None and endpoint.structured(self.schema, self.params):
+            schemas = [*schemas, self.schema.json_schema]
+        return self.conversation.prompt_tokens(endpoint.model(self.params), schemas)
 
 
 class Endpoint(Protocol):
@@ -245,6 +288,10 @@ class Endpoint(Protocol):
         """What is sent, and billed, beside the messages: tools, functions, response format."""
         ...
 
+    def structured(self, schema: ResponseSchema, params: Mapping[str, Any]) -> bool:
+        """Whether the model can be held to a schema in its provider's own way, which the endpoint then does."""
+        ...
+
     def call(self, request: CallRequest) -> CallResponse:
         """One blocking request."""
         ...
@@ -285,6 +332,7 @@ __all__ = [
     "CallRequest",
     "CallResponse",
     "ChunkHook",
+    "Deadline",
     "Endpoint",
     "Limits",
     "LogicalCall",

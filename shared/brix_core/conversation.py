@@ -3,22 +3,28 @@
 A conversation grows at its end, so a session remembers the prefix it has measured last (its token
 count, and the state of its hash) and a call pays only for what is new. The prefix is compared *by
 value*, at C speed: a message edited in place is seen.
+
+Guards read a conversation as turns and change it by edits (docs/decisions/0010): an edit makes another conversation
+that shares all untouched messages, and counting it costs what was edited.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol, TypeVar
 
 from brix_core.errors import BrixConfigurationError
 from brix_core.tokens import REPLY_PRIMING, count_message, count_tools, tokenizer_for
+from brix_core.turns import Role, Turn, read_turn
 
 if TYPE_CHECKING:
     from hashlib import _Hash
 
+_T = TypeVar("_T")
 
 MAX_MODELS: Final = 8
 """Models for which a known prefix keeps its token count."""
@@ -39,8 +45,53 @@ class Codec(Protocol):
         """Whether the messages begin with those of the snapshot, unchanged."""
         ...
 
+    def message(self, role: Role, text: str) -> Any:
+        """A new message."""
+        ...
 
-class DictCodec:
+    def map_text(self, message: Any, change: Callable[[str], str]) -> Any:
+        """A copy of the message whose every text has gone through `change`."""
+        ...
+
+    def edit(self, messages: Sequence[Any], system: str, turns: Sequence[tuple[Role, str]]) -> Edit:
+        """How the messages become a prompt with more system text and more turns at the end."""
+        ...
+
+
+class Edit(NamedTuple):
+    """A change of a list of messages: `head`, then the messages without the first `skip`, then `tail`."""
+
+    head: Sequence[Any]
+    skip: int
+    tail: Sequence[Any]
+
+
+class MessageEdits(ABC):
+    """The edits of a codec whose prompts are lists of messages."""
+
+    @abstractmethod
+    def to_dict(self, message: Any) -> dict[str, Any]:
+        """See `Codec`."""
+
+    @abstractmethod
+    def message(self, role: Role, text: str) -> Any:
+        """See `Codec`."""
+
+    @abstractmethod
+    def with_text(self, message: Any, text: str) -> Any:
+        """A copy of the message that says `text` at its end, too."""
+
+    def edit(self, messages: Sequence[Any], system: str, turns: Sequence[tuple[Role, str]]) -> Edit:
+        """See `Codec`."""
+        tail = [self.message(role, text) for role, text in turns]
+        if not system:
+            return Edit((), 0, tail)
+        if messages and read_turn(self.to_dict(messages[0])).role == "system":
+            return Edit([self.with_text(messages[0], system)], 1, tail)
+        return Edit([self.message("system", system)], 0, tail)
+
+
+class DictCodec(MessageEdits):
     """Messages that are OpenAI-format dicts already.
 
     Example:
@@ -65,6 +116,49 @@ class DictCodec:
         """Compare by value."""
         return bool(messages[: len(snapshot)] == snapshot)
 
+    def message(self, role: Role, text: str) -> dict[str, Any]:
+        """A new message."""
+        return {"role": role, "content": text}
+
+    def with_text(self, message: Mapping[str, Any], text: str) -> dict[str, Any]:
+        """A copy that says `text` at its end, too."""
+        return {**message, "content": joined(message.get("content"), text)}
+
+    def map_text(self, message: Mapping[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
+        """A copy whose every text has gone through `change`."""
+        return {**message, "content": mapped(message.get("content"), change)}
+
+
+def joined(content: Any, text: str) -> Any:
+    r"""A message's content with a further paragraph.
+
+    Example:
+        >>> joined("Be brief.", "Be kind."), joined([{"type": "text", "text": "a"}], "b")
+        ('Be brief.\n\nBe kind.', [{'type': 'text', 'text': 'a'}, {'type': 'text', 'text': 'b'}])
+    """
+    if isinstance(content, list | tuple):
+        return [*content, {"type": "text", "text": text}]
+    return f"{content}\n\n{text}" if content else text
+
+
+def mapped(content: Any, change: Callable[[str], str]) -> Any:
+    """A message's content, each of its texts gone through `change`; texts inside tool results too.
+
+    Example:
+        >>> mapped([{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {"url": "u"}}], str.upper)
+        [{'type': 'text', 'text': 'A'}, {'type': 'image_url', 'image_url': {'url': 'u'}}]
+    """
+    if isinstance(content, str):
+        return change(content)
+    if isinstance(content, list | tuple):
+        return [mapped(part, change) for part in content]
+    if isinstance(content, Mapping):
+        if isinstance(content.get("text"), str):
+            return {**content, "text": change(content["text"])}
+        if content.get("type") == "tool_result":
+            return {**content, "content": mapped(content.get("content"), change)}
+    return content
+
 
 def _frozen_copy(value: Any) -> Any:
     """Copy dicts and lists all the way down; anything else is shared (`deepcopy` is 20 x slower)."""
@@ -75,15 +169,17 @@ def _frozen_copy(value: Any) -> Any:
     return value
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Prefix:
-    """What was measured of the first `length` messages. Never changed, but for more token counts."""
+    """What was measured of the first `length` messages. Never changed, but for what is found out on demand."""
 
     codec: Codec
     snapshot: Any
     length: int
     sha: _Hash
     tokens: dict[str, int]
+    each: dict[str, list[int]]
+    turns: list[Turn] | None = None
 
 
 class PrefixMemory:
@@ -111,26 +207,106 @@ class Conversation:
         'f21a26f2'
     """
 
-    __slots__ = ("_known", "_memory", "_prefix", "codec", "messages")
+    __slots__ = ("_counted", "_edit", "_known", "_memory", "_parent", "_prefix", "added", "codec", "messages")
 
     def __init__(self, messages: Iterable[Any], codec: Codec, memory: PrefixMemory | None = None) -> None:
         self.messages = list(messages)
         self.codec = codec
+        self.added = 0
         self._memory = memory if memory is not None else PrefixMemory()
         self._prefix: _Prefix | None = None
         self._known: _Prefix | Literal[False] | None = False  # not looked yet
+        self._parent: Conversation | None = None
+        self._edit = Edit((), 0, ())
+        self._counted: Callable[[str], int] | None = None
 
     def __len__(self) -> int:
         return len(self.messages)
 
     def prompt_tokens(self, model: str, schemas: Sequence[Any] = ()) -> int:
         """Tokens of the prompt for a model: messages, reply priming, tools and schemas."""
+        total = self._tokens(model) + REPLY_PRIMING
+        return total + count_tools(schemas, tokenizer_for(model), model=model) if schemas else total
+
+    def message_tokens(self, model: str) -> Sequence[int]:
+        """Tokens of each message for a model, without the reply priming."""
+        if self._parent is not None:
+            head, skip, tail = self._edit
+            kept = self._parent.message_tokens(model)
+            return [*self._count_each(model, head), *(kept[skip:] if skip else kept), *self._count_each(model, tail)]
+        prefix = self._measured()
+        each = prefix.each.get(model)
+        if each is None:
+            each = prefix.each[model] = self._count_each(model, self.messages)
+        return each
+
+    def turns(self) -> Sequence[Turn]:
+        """What each message says."""
+        if self._parent is not None:
+            head, skip, tail = self._edit
+            kept = self._parent.turns()
+            return [*self._read(head), *(kept[skip:] if skip else kept), *self._read(tail)]
+        prefix = self._measured()
+        if prefix.turns is None:
+            prefix.turns = self._read(self.messages)
+        return prefix.turns
+
+    def adding(self, *turns: tuple[Role, str]) -> Conversation:
+        """With further turns at the end, the guards' own.
+
+        Example:
+            >>> talk = Conversation([{"role": "user", "content": "Hello"}], DictCodec())
+            >>> more = talk.adding(("user", "Answer in French."))
+            >>> len(more), more.added, more.prompt_tokens("gpt-4o") - talk.prompt_tokens("gpt-4o")
+            (2, 1, 8)
+        """
+        return self._edited(self.codec.edit(self.messages, "", turns))
+
+    def with_system(self, text: str) -> Conversation:
+        """With more text in the system prompt; unchanged when a system message says so already.
+
+        Example:
+            >>> talk = Conversation([{"role": "user", "content": "Hello"}], DictCodec()).with_system("Be brief.")
+            >>> talk.messages
+            [{'role': 'system', 'content': 'Be brief.'}, {'role': 'user', 'content': 'Hello'}]
+            >>> talk.with_system("Be brief.") is talk
+            True
+        """
+        if any(text in turn.text for turn in self.turns()[:1]):
+            return self
+        return self._edited(self.codec.edit(self.messages, text, ()))
+
+    def keeping(self, messages: Iterable[Any], tokens: Callable[[str], int] | None = None) -> Conversation:
+        """A conversation of other messages in the same codec.
+
+        Args:
+            messages: The messages.
+            tokens: Their tokens for a model, without the reply priming, where that is known already.
+        """
+        kept = Conversation(messages, self.codec)
+        kept._counted = tokens
+        return kept
+
+    def _edited(self, edit: Edit) -> Conversation:
+        head, skip, tail = edit
+        edited = Conversation([*head, *(self.messages[skip:] if skip else self.messages), *tail], self.codec)
+        edited.added = self.added + len(tail)
+        edited._parent, edited._edit = self, edit
+        return edited
+
+    def _tokens(self, model: str) -> int:
+        """Of the messages alone."""
+        if self._counted is not None:
+            return self._counted(model)
+        if self._parent is not None:
+            head, skip, tail = self._edit
+            gone = self._parent.messages[:skip]
+            return self._parent._tokens(model) + self._count(model, [*head, *tail]) - self._count(model, gone)
         prefix = self._measured()
         tokens = prefix.tokens.get(model)
         if tokens is None:
             tokens = prefix.tokens[model] = self._count(model, self.messages)
-        total = tokens + REPLY_PRIMING
-        return total + count_tools(schemas, tokenizer_for(model), model=model) if schemas else total
+        return tokens
 
     def sha256(self) -> str:
         """SHA-256 of ``json.dumps(messages)``, the messages being in OpenAI's chat format."""
@@ -165,8 +341,8 @@ class Conversation:
         start = known.length if known else 0
         fresh = self.messages[start:]
         sha = known.sha.copy() if known else hashlib.sha256(b"[")
-        # A copy, since another thread may add a model to the original; of the latest few, since names may be many.
-        counted = dict(list(known.tokens.copy().items())[-MAX_MODELS:]) if known else {}
+        counted = _latest(known.tokens) if known else {}
+        each = _latest(known.each) if known else {}
         parts = [json.dumps(self.codec.to_dict(message), default=str) for message in fresh]
         for number, part in enumerate(parts, start):
             if "\\ud" in part:  # an escaped surrogate: half of an emoji, or a lone one
@@ -178,11 +354,25 @@ class Conversation:
             length=len(self.messages),
             sha=sha,
             tokens={model: count + self._count(model, fresh) for model, count in counted.items()},
+            each={model: counts + self._count_each(model, fresh) for model, counts in each.items()},
+            turns=known.turns + self._read(fresh) if known and known.turns is not None else None,
         )
 
     def _count(self, model: str, messages: Sequence[Any]) -> int:
+        return sum(self._count_each(model, messages))
+
+    def _count_each(self, model: str, messages: Sequence[Any]) -> list[int]:
         tokenizer, to_dict = tokenizer_for(model), self.codec.to_dict
-        return sum(count_message(to_dict(message), tokenizer, model=model) for message in messages)
+        return [count_message(to_dict(message), tokenizer, model=model) for message in messages]
+
+    def _read(self, messages: Sequence[Any]) -> list[Turn]:
+        to_dict = self.codec.to_dict
+        return [read_turn(to_dict(message)) for message in messages]
+
+
+def _latest(by_model: dict[str, _T]) -> dict[str, _T]:
+    """A copy, since another thread may add a model; of the latest few, since names may be many."""
+    return dict(list(by_model.copy().items())[-MAX_MODELS:])
 
 
 def _refuse_lone_surrogates(message: Any, number: int) -> None:
@@ -196,21 +386,4 @@ def _refuse_lone_surrogates(message: Any, number: int) -> None:
         ) from error
 
 
-def text_of(content: Any) -> str:
-    """The text in a message's content, whichever shape it has.
-
-    Example:
-        >>> text_of([{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {"url": "u"}}, "b"])
-        'ab'
-    """
-    if isinstance(content, str):
-        return content
-    if isinstance(content, Mapping):
-        text = content.get("text")
-        return text if isinstance(text, str) else ""
-    if isinstance(content, Sequence) and not isinstance(content, bytes | bytearray):
-        return "".join(map(text_of, content))
-    return ""
-
-
-__all__ = ["Codec", "Conversation", "DictCodec", "PrefixMemory", "text_of"]
+__all__ = ["Codec", "Conversation", "DictCodec", "Edit", "MessageEdits", "PrefixMemory", "joined", "mapped"]

@@ -53,7 +53,13 @@ class StoreOp(NamedTuple):
     blocking: bool = False
 
 
-Effect = ModelCall | Sleep | StoreOp
+class Run(NamedTuple):
+    """Run a heavy computation, off the event loop where there is one. Answered with its result."""
+
+    function: Callable[[], Any]
+
+
+Effect = ModelCall | Sleep | StoreOp | Run
 Flow = Generator[Effect, Any, CallResponse]
 Proceed = Callable[[CallRequest], Flow]
 
@@ -130,6 +136,7 @@ __all__ = [
     "Guard",
     "ModelCall",
     "Proceed",
+    "Run",
     "Sleep",
     "StoreOp",
     "compose",

@@ -94,11 +94,11 @@ class Pipeline:
 
     def stream(self, request: CallRequest) -> Iterator[Any]:
         """Run a streamed call in this thread; gives the endpoint's own chunks."""
-        return run_stream(self._proceed(request), self.clock)
+        return run_stream(self._proceed(request), request, self.clock)
 
     def astream(self, request: CallRequest) -> AsyncIterator[Any]:
         """Run a streamed call on the event loop; gives the endpoint's own chunks."""
-        return arun_stream(self._proceed(request), self.clock)
+        return arun_stream(self._proceed(request), request, self.clock)
 
     def with_fallbacks(self, fallbacks: Sequence[Endpoint]) -> Pipeline:
         """The same pipeline, its state shared, with other endpoints in its failover chain."""

@@ -14,12 +14,13 @@ Example:
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, Generic, TypeVar
 from uuid import uuid4
 
 from brix_core.clock import Clock
@@ -99,6 +100,37 @@ class Session:
         return f"Session({self.session_id!r}, calls={self.call_count}, cost=${self.session_cost_usd:.6f})"
 
 
+_T = TypeVar("_T")
+
+
+class PerSession(Generic[_T]):
+    """What a guard keeps for each session; forgotten with the session.
+
+    Args:
+        make: Makes it for a new session.
+
+    Example:
+        >>> from brix_core.clock import SystemClock
+        >>> windows, ann = PerSession(list), Session("ann", SystemClock())
+        >>> windows.of(ann).append("hello")
+        >>> windows.of(ann), windows.of(Session("ben", SystemClock()))
+        (['hello'], [])
+    """
+
+    def __init__(self, make: Callable[[], _T]) -> None:
+        self._make = make
+        self._lock = threading.Lock()
+        self._kept: weakref.WeakKeyDictionary[Session, _T] = weakref.WeakKeyDictionary()
+
+    def of(self, session: Session) -> _T:
+        """That of this session; made when new."""
+        kept = self._kept.get(session)
+        if kept is None:
+            with self._lock:
+                kept = self._kept.setdefault(session, self._make())
+        return kept
+
+
 MAX_SESSIONS: Final = 10_000
 """Sessions a pipeline remembers; beyond them, the longest unused is forgotten."""
 
@@ -151,4 +183,13 @@ class Sessions:
                 return
 
 
-__all__ = ["MAX_PREFIXES", "MAX_SESSIONS", "Session", "Sessions", "checked_session_id", "current_session_id", "session"]
+__all__ = [
+    "MAX_PREFIXES",
+    "MAX_SESSIONS",
+    "PerSession",
+    "Session",
+    "Sessions",
+    "checked_session_id",
+    "current_session_id",
+    "session",
+]

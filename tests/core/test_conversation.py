@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from brix_core.conversation import Conversation, DictCodec, PrefixMemory, text_of
+from brix_core.conversation import Conversation, DictCodec, PrefixMemory
 from brix_core.errors import BrixConfigurationError
+from brix_core.turns import text_of
 
 CODEC = DictCodec()
 MODELS = ("gpt-4o", "gpt-4", "claude-opus-4-8", "nobody-knows-it")

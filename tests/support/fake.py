@@ -45,6 +45,7 @@ class FakeEndpoint:
         usage: Reported with every answer; None reports nothing.
         report: Makes the usage from the request instead.
         write: Makes the chunks from the request instead.
+        native: Whether it holds itself to a schema.
     """
 
     clock: Clock
@@ -58,6 +59,7 @@ class FakeEndpoint:
     chunks: Sequence[str] = ("one ", "two ", "three")
     cut_after: int | None = None
     known_longest: int | None = None
+    native: bool = False
     sent: list[Sent] = field(default_factory=list)
     in_flight: int = 0
     closed: int = 0
@@ -85,6 +87,9 @@ class FakeEndpoint:
 
     def schemas(self, params: Mapping[str, Any]) -> Sequence[Any]:
         return ()
+
+    def structured(self, schema: Any, params: Mapping[str, Any]) -> bool:
+        return self.native
 
     def call(self, request: CallRequest) -> CallResponse:
         number = self._arrive(request)

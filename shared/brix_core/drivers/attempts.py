@@ -14,6 +14,7 @@ from brix_core.failures import classify
 _OPTION: dict[TimeoutKind, str] = {
     "call": "per_call_timeout",
     "total": "total_timeout",
+    "healing": "max_healing_seconds",
     "first_token": "first_token_timeout",
     "idle": "idle_timeout",
 }

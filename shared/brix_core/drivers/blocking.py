@@ -12,7 +12,7 @@ from brix_core.call import CallRequest, CallResponse
 from brix_core.clock import Clock
 from brix_core.drivers.attempts import LimitReachedError, Tap, Waits, as_partial, begin, fail, may_collect, succeed
 from brix_core.drivers.workers import EndOfSourceError, Pump, submit
-from brix_core.flow import Effect, Flow, ModelCall, Sleep
+from brix_core.flow import Effect, Flow, ModelCall, Run, Sleep
 
 
 def run(flow: Flow, clock: Clock) -> CallResponse:
@@ -28,7 +28,7 @@ def run(flow: Flow, clock: Clock) -> CallResponse:
                 return response
             value = error = None
             try:
-                value = _call(effect.request, clock) if isinstance(effect, ModelCall) else _perform(effect, clock)
+                value = _perform(effect, clock)
             except BaseException as raised:  # thrown into the flow, which re-raises what it does not handle
                 error = raised
     finally:
@@ -36,23 +36,22 @@ def run(flow: Flow, clock: Clock) -> CallResponse:
         flow.close()
 
 
-def run_stream(flow: Flow, clock: Clock) -> Iterator[Any]:
-    """Drive a flow, and give the consumer its chunks as they come."""
+def run_stream(flow: Flow, request: CallRequest, clock: Clock) -> Iterator[Any]:
+    """Drive the flow of a request, and give the consumer its chunks as they come."""
     value: Any = None
     error: BaseException | None = None
-    request: CallRequest | None = None
     try:
         while True:
             try:
                 effect = flow.send(value) if error is None else flow.throw(error)
             except StopIteration as stop:
-                if request is not None and not request.call.streamed:
+                if not request.call.streamed:
                     yield from request.endpoint.as_chunks(stop.value)
                 return
             value = error = None
             try:
-                if isinstance(effect, ModelCall):
-                    request = effect.request
+                request = effect.request if isinstance(effect, ModelCall) else request
+                if isinstance(effect, ModelCall) and request.stream:
                     value = yield from _stream(request, clock)
                 else:
                     value = _perform(effect, clock)
@@ -66,10 +65,12 @@ def run_stream(flow: Flow, clock: Clock) -> Iterator[Any]:
 
 
 def _perform(effect: Effect, clock: Clock) -> Any:
+    if isinstance(effect, ModelCall):
+        return _call(effect.request, clock)
     if isinstance(effect, Sleep):
         return clock.sleep(effect.seconds, effect.wakeup)
-    if isinstance(effect, ModelCall):
-        raise TypeError("a model call is not performed here")
+    if isinstance(effect, Run):
+        return effect.function()
     return effect.operation(*effect.arguments)
 
 

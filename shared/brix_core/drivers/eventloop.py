@@ -12,7 +12,7 @@ from brix_core.call import CallRequest, CallResponse
 from brix_core.clock import Clock
 from brix_core.drivers.alarm import Alarm
 from brix_core.drivers.attempts import LimitReachedError, Tap, Waits, as_partial, begin, fail, may_collect, succeed
-from brix_core.flow import Effect, Flow, ModelCall, Sleep
+from brix_core.flow import Effect, Flow, ModelCall, Run, Sleep
 
 log = logging.getLogger(__name__)
 
@@ -30,10 +30,7 @@ async def arun(flow: Flow, clock: Clock) -> CallResponse:
                 return response
             value = error = None
             try:
-                if isinstance(effect, ModelCall):
-                    value = await _call(effect.request, clock)
-                else:
-                    value = await _perform(effect, clock)
+                value = await _perform(effect, clock)
             except BaseException as raised:  # thrown into the flow, which re-raises what it does not handle
                 error = raised
     finally:
@@ -41,8 +38,8 @@ async def arun(flow: Flow, clock: Clock) -> CallResponse:
         flow.close()
 
 
-async def arun_stream(flow: Flow, clock: Clock) -> AsyncIterator[Any]:
-    """Drive a flow, and give the consumer its chunks as they come."""
+async def arun_stream(flow: Flow, request: CallRequest, clock: Clock) -> AsyncIterator[Any]:
+    """Drive the flow of a request, and give the consumer its chunks as they come."""
     value: Any = None
     error: BaseException | None = None
     stream: _Stream | None = None
@@ -51,18 +48,21 @@ async def arun_stream(flow: Flow, clock: Clock) -> AsyncIterator[Any]:
             try:
                 effect = flow.send(value) if error is None else flow.throw(error)
             except StopIteration as stop:
-                for chunk in _unseen(stream, stop.value):
-                    yield chunk
+                if not request.call.streamed:
+                    for chunk in request.endpoint.as_chunks(stop.value):
+                        yield chunk
                 return
             value = error = None
             try:
-                if isinstance(effect, ModelCall):
-                    stream = _Stream(effect.request, clock)
+                request = effect.request if isinstance(effect, ModelCall) else request
+                if isinstance(effect, ModelCall) and request.stream:
+                    stream = _Stream(request, clock)
                     async for ready in stream:
                         for chunk in ready:
                             yield chunk
                     value = stream.response
                 else:
+                    stream = None
                     value = await _perform(effect, clock)
             except GeneratorExit as left:
                 if stream is not None:
@@ -77,18 +77,13 @@ async def arun_stream(flow: Flow, clock: Clock) -> AsyncIterator[Any]:
             await stream.aclose()
 
 
-def _unseen(stream: _Stream | None, response: CallResponse) -> Sequence[Any]:
-    """Chunks for an answer of which the consumer has seen nothing yet."""
-    if stream is None or stream.request.call.streamed:
-        return ()
-    return stream.request.endpoint.as_chunks(response)
-
-
 async def _perform(effect: Effect, clock: Clock) -> Any:
+    if isinstance(effect, ModelCall):
+        return await _call(effect.request, clock)
     if isinstance(effect, Sleep):
         return await clock.asleep(effect.seconds, effect.wakeup)
-    if isinstance(effect, ModelCall):
-        raise TypeError("a model call is not performed here")
+    if isinstance(effect, Run):
+        return await asyncio.to_thread(effect.function)
     if effect.blocking:
         return await asyncio.to_thread(effect.operation, *effect.arguments)
     return effect.operation(*effect.arguments)

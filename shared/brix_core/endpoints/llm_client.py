@@ -8,15 +8,18 @@ import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from copy import copy
 from inspect import isawaitable
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
 from brix_core.call import CallRequest, CallResponse
-from brix_core.conversation import text_of
 from brix_core.endpoints.sdk import CODEC, StreamPiece, is_cap, patience
 from brix_core.endpoints.sources import aclose, close
 from brix_core.endpoints.transport import Transport
 from brix_core.errors import BrixConfigurationError
 from brix_core.model_limits import max_output_tokens
+from brix_core.turns import text_of
+
+if TYPE_CHECKING:
+    from brix_core.response_schema import ResponseSchema
 
 
 @runtime_checkable
@@ -109,6 +112,10 @@ class LLMClientEndpoint:
     def schemas(self, params: Mapping[str, Any]) -> tuple[()]:
         """Nothing."""
         return ()
+
+    def structured(self, schema: ResponseSchema, params: Mapping[str, Any]) -> bool:
+        """False: its protocol knows no schema."""
+        return False
 
     def check(self, params: Mapping[str, Any]) -> None:
         """Whatever the client takes."""

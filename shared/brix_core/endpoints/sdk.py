@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, ClassVar, Final, Self, TypeGuard
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Self, TypeGuard
 from urllib.parse import urlsplit
 
 from brix_core.call import CallRequest, CallResponse, Limits
@@ -23,6 +23,9 @@ from brix_core.conversation import DictCodec
 from brix_core.endpoints.sources import aclose, close
 from brix_core.endpoints.transport import Transport
 from brix_core.errors import BrixConfigurationError
+
+if TYPE_CHECKING:
+    from brix_core.response_schema import ResponseSchema
 
 log = logging.getLogger(__name__)
 
@@ -119,6 +122,10 @@ class SDKEndpoint(ABC):
     @abstractmethod
     def schemas(self, params: Mapping[str, Any]) -> Sequence[Any]:
         """What is billed beside the messages."""
+
+    def structured(self, schema: ResponseSchema, params: Mapping[str, Any]) -> bool:
+        """Whether the model takes a schema."""
+        return False
 
     def check(self, params: Mapping[str, Any]) -> None:
         """Refuse, before anything is reserved, what the SDK would refuse.

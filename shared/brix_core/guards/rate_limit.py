@@ -20,7 +20,7 @@ from typing import Any, Final, Literal
 from brix_core import checks
 from brix_core.call import CallRequest, CallResponse
 from brix_core.clock import Clock, Wakeup
-from brix_core.errors import BrixConfigurationError, BrixRateLimitError, BrixTimeoutError
+from brix_core.errors import BrixConfigurationError, BrixRateLimitError
 from brix_core.failures import classify
 from brix_core.flow import Effect, Flow, Proceed, Sleep, StoreOp
 from brix_core.store.base import Demand, Store
@@ -137,8 +137,8 @@ class RateLimitGuard:
                 wait: float = yield StoreOp(self._store.take, (now, demands), self._store.blocking)
                 if wait <= 0.0:
                     break
-                if request.deadline is not None and now + wait > request.deadline:
-                    raise self._too_late(request, wait)
+                if request.deadline is not None and now + wait > request.deadline.at:
+                    raise request.deadline.passed(now)
                 yield Sleep(wait)
         finally:
             ticket.leave()
@@ -194,21 +194,12 @@ class RateLimitGuard:
         return pace
 
     def _patience(self, request: CallRequest) -> float:
-        return math.inf if request.deadline is None else max(0.0, request.deadline - self._clock.now())
+        return math.inf if request.deadline is None else max(0.0, request.deadline.at - self._clock.now())
 
     def _check_deadline(self, request: CallRequest) -> None:
-        if request.deadline is not None and self._clock.now() >= request.deadline:
-            raise self._too_late(request, 0.0)
-
-    def _too_late(self, request: CallRequest, wait: float) -> BrixTimeoutError:
-        total = self._clock.now() - request.session.started
-        return BrixTimeoutError(
-            f"the rate limit would make this call wait {wait:.3g} s, past the end of the session's total_timeout; "
-            "raise requests_per_minute or total_timeout",
-            kind="total",
-            limit=(request.deadline or 0.0) - request.session.started,
-            elapsed=total,
-        )
+        now = self._clock.now()
+        if request.deadline is not None and now >= request.deadline.at:
+            raise request.deadline.passed(now)
 
 
 class _Pace:

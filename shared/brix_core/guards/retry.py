@@ -113,8 +113,10 @@ class RetryGuard:
         if waited + delay > self.config.retry_budget_seconds:
             reason = f"retry_budget_seconds={self.config.retry_budget_seconds:g} would be exceeded"
             raise self._give_up(error, attempt, "budget", reason)
-        if request.deadline is not None and self._clock.now() + delay > request.deadline:
-            raise self._give_up(error, attempt, "deadline", "the session's total_timeout would be exceeded")
+        deadline = request.deadline
+        if deadline is not None and self._clock.now() + delay > deadline.at:
+            reason = f"{deadline.option}={deadline.seconds:g} would be exceeded"
+            raise self._give_up(error, attempt, "deadline", reason)
         history[-1]["delay"] = delay
         request.call.decide("retry", "waiting", seconds=round(delay, 6), error=type(error).__name__)
         return delay

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from brix_core import checks
-from brix_core.call import CallRequest, Limits
+from brix_core.call import NO_LIMITS, CallRequest, Deadline, Limits
 from brix_core.clock import Clock
 from brix_core.errors import BrixConfigurationError, BrixTimeoutError
 from brix_core.flow import Flow, Proceed
@@ -81,29 +81,34 @@ class SessionTimeout:
             )
         if total is None:
             return (yield from proceed(request))
-        if now - session.started >= total:
-            raise _total_is_over(request, total, now)
-        return (yield from proceed(request.evolve(deadline=session.started + total)))
+        deadline = Deadline(session.started + total, total)
+        if now >= deadline.at:
+            raise deadline.passed(now)
+        return (yield from proceed(request.evolve(deadline=deadline.or_earlier(request.deadline))))
 
 
 class TimeoutGuard:
     """Gives each attempt its time limits.
 
     Args:
-        config: Its options.
+        config: Its options; without any, it keeps to deadlines that others set.
         clock: The time.
     """
 
     name = "timeout"
 
-    def __init__(self, config: TimeoutConfig, clock: Clock) -> None:
+    def __init__(self, config: TimeoutConfig | None, clock: Clock) -> None:
         self.config = config
         self._clock = clock
-        self._limits = Limits(
-            call=config.per_call_timeout,
-            first_token=config.first_token_timeout,
-            idle=config.idle_timeout,
-            keep_partial=config.on_timeout == "return_partial",
+        self._limits = (
+            NO_LIMITS
+            if config is None
+            else Limits(
+                call=config.per_call_timeout,
+                first_token=config.first_token_timeout,
+                idle=config.idle_timeout,
+                keep_partial=config.on_timeout == "return_partial",
+            )
         )
 
     def flow(self, request: CallRequest, proceed: Proceed) -> Flow:
@@ -111,13 +116,13 @@ class TimeoutGuard:
         limits = self._limits
         if request.deadline is not None:
             now = self._clock.now()
-            left = request.deadline - now
+            left = request.deadline.at - now
             if left <= 0.0:
-                raise _total_is_over(request, request.deadline - request.session.started, now)
+                raise request.deadline.passed(now)
             if limits.call is None or left < limits.call:
                 limits = Limits(
                     call=left,
-                    call_kind="total",
+                    call_kind=request.deadline.kind,
                     first_token=limits.first_token,
                     idle=limits.idle,
                     keep_partial=limits.keep_partial,
@@ -126,17 +131,6 @@ class TimeoutGuard:
         if response.partial:
             request.call.decide("timeout", "partial", characters=len(response.text))
         return response
-
-
-def _total_is_over(request: CallRequest, total: float, now: float) -> BrixTimeoutError:
-    elapsed = now - request.session.started
-    return BrixTimeoutError(
-        f"session {request.session.session_id} began {elapsed:.3g} s ago and its total_timeout={total:g} s is over; "
-        "raise it, or begin a new session",
-        kind="total",
-        limit=total,
-        elapsed=elapsed,
-    )
 
 
 __all__ = ["SessionTimeout", "TimeoutConfig", "TimeoutGuard"]
