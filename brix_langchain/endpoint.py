@@ -77,7 +77,8 @@ class ChatModelEndpoint:
         self._fallback = fallback
         self._bound = {name: value for name, value in (bound or {}).items() if name not in _NOT_SENT}
         self._replaces = frozenset(replaces)
-        self._model = next((name for name in map(self._attribute, _NAMES) if name), type(model).__name__)
+        own = next((name for name in map(self._attribute, _NAMES) if name), type(model).__name__)
+        self._model: str = self._bound.get("model") or own
         self._takes_run_manager = "run_manager" in inspect.signature(model._generate).parameters
         fields = type(model).model_fields
         self._cap_fields = tuple(name for name in _CAPS if name in fields)

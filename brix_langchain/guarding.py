@@ -47,7 +47,7 @@ def guard(model: BaseChatModel, **options: Unpack[GuardOptions]) -> GuardedChatM
     return GuardedChatModel(
         endpoint,
         fallbacks,
-        Pipeline(parsed, fallbacks),
+        Pipeline(parsed, fallbacks, _summary(endpoint, parsed)),
         keeps_partial=timeout is not None and timeout.on_timeout == "return_partial",
     )
 
@@ -71,6 +71,15 @@ def _endpoint(model: Any, options: Parsed, place: str, *, fallback: bool = False
         # ChatOpenAI asks for no usage on a custom base_url unless told to, and a budget needs it.
         copy.stream_usage = True  # type: ignore[attr-defined]
     return ChatModelEndpoint(copy, fallback=fallback)
+
+
+def _summary(endpoint: ChatModelEndpoint, options: Parsed) -> ChatModelEndpoint | None:
+    """Who writes summaries: another chat model, or this one's class by another model's name."""
+    context = options.configs.get("context")
+    given = None if context is None else context.context_summary_model
+    if isinstance(given, str):
+        return ChatModelEndpoint(endpoint.inner, fallback=True, bound={"model": given})
+    return None if given is None else _endpoint(given, options, "context_summary_model", fallback=True)
 
 
 def _retries(model: BaseChatModel) -> int:

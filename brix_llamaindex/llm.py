@@ -83,7 +83,7 @@ def guard(llm: LLM, **options: Unpack[GuardOptions]) -> GuardedLLM:
     strict = budget is not None and budget.budget_strategy == "block"
     first, *others = (LLMEndpoint(private_copy(one, advise=advise), strict=strict) for one in (llm, *parsed.fallbacks))
     parsed = _without_clamp(parsed, options, [first, *others])
-    return _guarded(first, Pipeline(parsed, others))
+    return _guarded(first, Pipeline(parsed, others, _summary(first, parsed)))
 
 
 class GuardedLLM(_LLM):
@@ -216,6 +216,25 @@ def _without_clamp(parsed: Parsed, options: GuardOptions, endpoints: Sequence[LL
         )
     budget = dataclasses.replace(parsed.configs["budget"], budget_clamp_output=False)
     return dataclasses.replace(parsed, configs={**parsed.configs, "budget": budget})
+
+
+def _summary(endpoint: LLMEndpoint, options: Parsed) -> LLMEndpoint | None:
+    """Who writes summaries: another LLM, or this one by another model's name."""
+    context = options.configs.get("context")
+    given = None if context is None else context.context_summary_model
+    llm = endpoint.llm
+    if isinstance(given, str):
+        if "model" not in type(llm).model_fields:
+            raise BrixConfigurationError(
+                f"context_summary_model={given!r}: {type(llm).__name__} has no field `model`; give an LLM instead"
+            )
+        llm = face(llm, type(llm), model=given)
+    elif given is not None:
+        _require_plain_llm(given, "context_summary_model")
+        llm = private_copy(given)
+    else:
+        return None
+    return LLMEndpoint(llm, strict=endpoint.strict)
 
 
 def _require_plain_llm(llm: Any, where: str) -> None:

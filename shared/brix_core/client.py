@@ -11,19 +11,30 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, Unpack
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, Unpack, cast, overload
 
-from brix_core.call import CallRequest
+from brix_core.call import CallRequest, CallResponse
 from brix_core.completion import Completion, CompletionStream
 from brix_core.endpoints.recognise import ClientEndpoint, endpoint_for
 from brix_core.errors import BrixConfigurationError
 from brix_core.flow import Guard
-from brix_core.options import GuardOptions, parse
+from brix_core.guards.schema import PARSED
+from brix_core.object_stream import ObjectStream
+from brix_core.options import GuardOptions, OtherOptions, parse
 from brix_core.pipeline import Pipeline
 from brix_core.session import Session
 
 Messages = str | Iterable[Mapping[str, Any]]
 """Messages in OpenAI's chat format; a str is one user message."""
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar as DefaultingTypeVar
+
+    Answer = DefaultingTypeVar("Answer", default=Completion)
+else:
+    Answer = TypeVar("Answer")
+
+_T = TypeVar("_T")
 
 MAX_ROUTES: Final = 256
 """Models whose endpoints a client keeps ready."""
@@ -51,8 +62,10 @@ class GuardChain:
         return f"<GuardChain {' > '.join((*self.names, 'model'))}>"
 
 
-class BrixClient:
+class BrixClient(Generic[Answer]):
     """A client behind guards. Made by `BRIX.wrap`.
+
+    Its answers are `Completion`s, or instances of its ``response_schema``.
 
     It keeps no connection and no event loop of its own: use it from threads, tasks and loops as you like, the
     blocking and the asynchronous methods over any kind of client.
@@ -67,9 +80,11 @@ class BrixClient:
         parsed = parse(options)
         self._endpoint = endpoint_for(client, _checked_model(model))
         self._fallbacks = tuple(
-            _fallback(number, given, self._endpoint) for number, given in enumerate(parsed.fallbacks)
+            _other(f"fallbacks[{number}]", given, self._endpoint) for number, given in enumerate(parsed.fallbacks)
         )
-        self._pipeline = Pipeline(parsed, [endpoint for endpoint, _ in self._fallbacks])
+        summary = parsed.configs["context"].context_summary_model if "context" in parsed.configs else None
+        writer = None if summary is None else _other("context_summary_model", summary, self._endpoint)[0]
+        self._pipeline = Pipeline(parsed, [endpoint for endpoint, _ in self._fallbacks], writer)
         self._routes: dict[str, tuple[ClientEndpoint, Pipeline]] = {}
 
     def __repr__(self) -> str:
@@ -93,7 +108,7 @@ class BrixClient:
         """
         return self._pipeline.traces.get_traces(session_id)
 
-    async def complete(self, messages: Messages, model: str | None = None, **kwargs: Any) -> Completion:
+    async def complete(self, messages: Messages, model: str | None = None, **kwargs: Any) -> Answer:
         """Ask the model.
 
         Args:
@@ -103,33 +118,49 @@ class BrixClient:
             **kwargs: The SDK's own parameters (tools, response_format, stop, max_tokens, extra_headers, ...),
                 passed on untouched. ``system="..."`` is put before the messages, for every kind of client.
 
+        Returns:
+            The answer. With a ``response_schema``, a valid instance of it; a `Completion` only where the model asks
+            for tools that were given: its ``tool_calls`` are to be run first.
+
         Raises:
             BrixConfigurationError: Bad messages, a parameter that does not exist, or no model.
+            BrixSchemaError: No answer was a valid instance of ``response_schema``.
             BrixGuardError: A guard refused the call or gave it up.
             Exception: What the SDK raised, where no guard had anything to say about it.
         """
         pipeline, begin = self._prepared(messages, model, kwargs, stream=False)
         request = begin()
-        return Completion.of(await pipeline.acall(request), request.call)
+        return cast(Answer, _result(await pipeline.acall(request), request))
 
-    async def acomplete(self, messages: Messages, model: str | None = None, **kwargs: Any) -> Completion:
+    async def acomplete(self, messages: Messages, model: str | None = None, **kwargs: Any) -> Answer:
         """The same as `complete`."""
         return await self.complete(messages, model, **kwargs)
 
-    def complete_sync(self, messages: Messages, model: str | None = None, **kwargs: Any) -> Completion:
+    def complete_sync(self, messages: Messages, model: str | None = None, **kwargs: Any) -> Answer:
         """As `complete`, blocking."""
         pipeline, begin = self._prepared(messages, model, kwargs, stream=False)
         request = begin()
-        return Completion.of(pipeline.call(request), request.call)
+        return cast(Answer, _result(pipeline.call(request), request))
 
-    def stream(self, messages: Messages, model: str | None = None, **kwargs: Any) -> CompletionStream:
+    @overload
+    def stream(
+        self: BrixClient[Completion], messages: Messages, model: str | None = None, **kwargs: Any
+    ) -> CompletionStream: ...
+
+    @overload
+    def stream(self, messages: Messages, model: str | None = None, **kwargs: Any) -> ObjectStream: ...
+
+    def stream(self, messages: Messages, model: str | None = None, **kwargs: Any) -> CompletionStream | ObjectStream:
         """As `complete`, piece by piece: for ``for`` and for ``async for``.
+
+        Gives text; with a ``response_schema``, the value as it grows, and last the valid instance.
 
         What is wrong with the arguments is raised here; the request leaves when the first piece is asked for,
         and belongs to the session of this moment.
         """
         pipeline, begin = self._prepared(messages, model, kwargs, stream=True)
-        return CompletionStream(pipeline, partial(begin, session_id=self.context.session_id))
+        text = CompletionStream(pipeline, partial(begin, session_id=self.context.session_id))
+        return text if pipeline.schema is None else ObjectStream(text)
 
     def _prepared(
         self, messages: Messages, model: str | None, kwargs: dict[str, Any], stream: bool
@@ -181,14 +212,35 @@ class BRIX:
         <GuardChain observability > retry > timeout > model>
     """
 
+    @overload
     @staticmethod
-    def wrap(client: Any, *, model: str | None = None, **options: Unpack[GuardOptions]) -> BrixClient:
+    def wrap(
+        client: Any, *, model: str | None = None, response_schema: type[_T], **options: Unpack[OtherOptions]
+    ) -> BrixClient[_T]: ...
+
+    @overload
+    @staticmethod
+    def wrap(
+        client: Any, *, model: str | None = None, response_schema: None = None, **options: Unpack[OtherOptions]
+    ) -> BrixClient: ...
+
+    @overload
+    @staticmethod
+    def wrap(
+        client: Any, *, model: str | None = None, response_schema: Mapping[str, Any], **options: Unpack[OtherOptions]
+    ) -> BrixClient[dict[str, Any]]: ...
+
+    @staticmethod
+    def wrap(
+        client: Any, *, model: str | None = None, response_schema: Any = None, **options: Unpack[OtherOptions]
+    ) -> BrixClient[Any]:
         """Put guards around a client.
 
         Args:
             client: ``openai.OpenAI``, ``AsyncOpenAI`` or an Azure variant, ``anthropic.Anthropic`` or
                 ``AsyncAnthropic``, or an `LLMClient`. It stays as it is; its own retries are not used.
             model: The model asked for when a call names none.
+            response_schema: A Pydantic model, a dataclass, a TypedDict or a JSON Schema: answers are valid instances.
             **options: See `GuardOptions`. ``fallbacks`` holds, in order, names of models (of the same
                 client), ``(client, "model")`` pairs, or clients, which are asked for the model of the call.
 
@@ -197,11 +249,16 @@ class BRIX:
         """
         if isinstance(client, BrixClient):
             raise BrixConfigurationError("this client is guarded already; wrap the client inside it once")
-        return BrixClient(client, model, options)
+        return BrixClient(client, model, {**options, "response_schema": response_schema})
 
 
-def _fallback(number: int, given: Any, first: ClientEndpoint) -> tuple[ClientEndpoint, bool]:
-    """An endpoint, and whether it follows the model of the call."""
+def _result(response: CallResponse, request: CallRequest) -> Any:
+    """What a caller gets: the valid instance where there is one, else the answer and what is known about it."""
+    return response.parsed if PARSED in request.call.metadata else Completion.of(response, request.call)
+
+
+def _other(place: str, given: Any, first: ClientEndpoint) -> tuple[ClientEndpoint, bool]:
+    """Another endpoint than the first, and whether it follows the model of the call."""
     try:
         if isinstance(given, str):
             return first.with_model(_checked_model(given)), False
@@ -211,7 +268,7 @@ def _fallback(number: int, given: Any, first: ClientEndpoint) -> tuple[ClientEnd
         return endpoint_for(given), hasattr(given, "with_options")
     except (BrixConfigurationError, ValueError) as error:
         raise BrixConfigurationError(
-            f'fallbacks[{number}] must be a model\'s name, a client or a (client, "model") pair: {error}'
+            f'{place} must be a model\'s name, a client or a (client, "model") pair: {error}'
         ) from error
 
 

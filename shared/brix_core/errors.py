@@ -15,7 +15,9 @@
             ├── BrixCircuitOpenError    the provider's circuit breaker is open
             ├── BrixRetryError          all attempts failed, or the retry budget is used up
             ├── BrixFailoverError       every model of the failover chain failed
+            ├── BrixContextError        the prompt cannot be made to fit
             ├── BrixLoopError           the conversation goes round in circles
+            ├── BrixRetrievalError      nothing that was found is relevant enough
             └── BrixSchemaError         no valid instance after all healing attempts
 
 The numbers behind a refusal are fields of the exception; its message names the limit, the actual
@@ -33,7 +35,7 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 
 class BrixError(Exception):
@@ -157,7 +159,7 @@ class BrixRateLimitError(BrixGuardBlockedError):
         self.limit = limit
 
 
-TimeoutKind = Literal["call", "step", "total", "first_token", "idle"]
+TimeoutKind = Literal["call", "step", "total", "first_token", "idle", "healing"]
 """Which limit of the timeout guard was reached."""
 
 
@@ -248,22 +250,120 @@ class BrixFailoverError(BrixGuardBlockedError):
         self.errors = tuple(errors)
 
 
+class BrixContextError(BrixGuardBlockedError):
+    """What must be sent has more tokens than the prompt may have.
+
+    Args:
+        message: See `BrixError`.
+        tokens: Tokens of what cannot be left out: system messages, the last user turn, tools.
+        limit: Tokens the prompt may have.
+    """
+
+    guard = "context"
+
+    def __init__(self, message: str = "", *, tokens: int = 0, limit: int = 0) -> None:
+        super().__init__(message)
+        self.tokens = tokens
+        self.limit = limit
+
+
+LoopKind = Literal["response", "tool", "cycle", "semantic", "stream"]
+"""What recurs: an answer to one prompt, a tool call, several in turn, what means the same, an answer's own text."""
+
+
 class BrixLoopError(BrixGuardBlockedError):
-    """The conversation goes round in circles."""
+    """The conversation goes round in circles.
+
+    Args:
+        message: See `BrixError`.
+        kind: What recurs.
+        repeats: How often it has come up.
+        cycle_length: How many steps or answers recur in turn; 1 when it is always the same.
+        what: What recurs, in short.
+        partial: Text delivered before a stream was cut off.
+    """
 
     guard = "loop"
 
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        kind: LoopKind = "response",
+        repeats: int = 0,
+        cycle_length: int = 1,
+        what: str = "",
+        partial: str = "",
+    ) -> None:
+        super().__init__(message)
+        self.kind: LoopKind = kind
+        self.repeats = repeats
+        self.cycle_length = cycle_length
+        self.what = what
+        self.partial = partial
+
+
+class BrixRetrievalError(BrixGuardBlockedError):
+    """No document that was found is relevant enough to answer from.
+
+    Args:
+        message: See `BrixError`.
+        score: Score of the best document, in [0, 1]; 0 when there was none.
+        threshold: The score asked for.
+        sources: Where the documents come from, the refused ones.
+    """
+
+    guard = "retrieval"
+
+    def __init__(
+        self, message: str = "", *, score: float = 0.0, threshold: float = 0.0, sources: Sequence[str] = ()
+    ) -> None:
+        super().__init__(message)
+        self.score = score
+        self.threshold = threshold
+        self.sources = tuple(sources)
+
+
+class SchemaAttempt(NamedTuple):
+    """One answer that was no valid instance.
+
+    Attributes:
+        text: The answer, or the arguments of the tool call it was given by.
+        problems: What was wrong with it: path and message of each problem.
+        how: What it was: an answer to be read, one cut off at the output cap or by a time limit, a refusal.
+    """
+
+    text: str
+    problems: tuple[tuple[str, str], ...] = ()
+    how: Literal["text", "tool_call", "cut_off", "timed_out", "refused"] = "text"
+
 
 class BrixSchemaError(BrixGuardBlockedError):
-    """No valid instance after all healing attempts."""
+    """No valid instance after all healing attempts.
+
+    Args:
+        message: See `BrixError`.
+        attempts: Every answer there was, in order, with what was wrong with it.
+        schema_name: The schema's name.
+        partial: Text delivered before a stream turned out to be invalid.
+    """
 
     guard = "schema"
+
+    def __init__(
+        self, message: str = "", *, attempts: Sequence[SchemaAttempt] = (), schema_name: str = "", partial: str = ""
+    ) -> None:
+        super().__init__(message)
+        self.attempts = tuple(attempts)
+        self.schema_name = schema_name
+        self.partial = partial
 
 
 __all__ = [
     "BrixBudgetError",
     "BrixCircuitOpenError",
     "BrixConfigurationError",
+    "BrixContextError",
     "BrixError",
     "BrixFailoverError",
     "BrixGuardBlockedError",
@@ -272,9 +372,12 @@ __all__ = [
     "BrixLoopError",
     "BrixRateLimitError",
     "BrixReplayError",
+    "BrixRetrievalError",
     "BrixRetryError",
     "BrixSchemaError",
     "BrixTimeoutError",
     "BrixUnknownPriceError",
+    "LoopKind",
+    "SchemaAttempt",
     "TimeoutKind",
 ]

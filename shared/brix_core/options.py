@@ -22,9 +22,12 @@ from brix_core.clock import Clock
 from brix_core.errors import BrixConfigurationError
 from brix_core.guards.budget import BudgetConfig
 from brix_core.guards.circuit_breaker import CircuitBreakerConfig
+from brix_core.guards.context import ContextConfig
+from brix_core.guards.loop import LoopConfig
 from brix_core.guards.observability import ObservabilityConfig
 from brix_core.guards.rate_limit import RateLimitConfig
 from brix_core.guards.retry import RetryConfig
+from brix_core.guards.schema import SchemaConfig
 from brix_core.guards.timeout import TimeoutConfig
 from brix_core.session import checked_session_id
 from brix_core.store.base import Store
@@ -33,8 +36,8 @@ Prices = Mapping[str, tuple[float, float] | Mapping[str, float]]
 """USD per token: ``{"my-model": (input, output)}``, or named: input, output, cache_read, cache_write."""
 
 
-class GuardOptions(TypedDict, total=False):
-    """The options; see the guards' config classes for what each means."""
+class OtherOptions(TypedDict, total=False):
+    """All options but ``response_schema``, on which the type of an answer depends."""
 
     # BudgetGuard
     max_cost_usd: float | None
@@ -76,12 +79,41 @@ class GuardOptions(TypedDict, total=False):
     circuit_success_threshold: int
     circuit_open_seconds: float
     circuit_half_open_probes: int
+    # LoopGuard
+    exact_loop_detection: bool
+    exact_loop_threshold: int
+    semantic_loop_detection: bool
+    semantic_loop_threshold: float
+    tool_loop_detection: bool
+    max_cycle_length: int
+    on_loop: Literal["inject_diversity", "raise"]
+    diversity_attempts: int
+    loop_window: int
+    loop_diversity_prompt: str | None
+    embedder: Any
+    # SchemaGuard, beside response_schema
+    max_schema_retries: int
+    inject_schema_in_prompt: bool
+    max_healing_seconds: float | None
+    stream_mode: Literal["partial", "validated"]
+    # ContextGuard; who writes summaries is named as the entry point names models
+    max_context_tokens: int | Literal["auto"] | None
+    context_strategy: Literal["sliding_window", "summarize", "importance"]
+    context_reserve_tokens: int
+    context_summary_model: Any
+    context_overflow: Literal["raise", "truncate"]
     # ObservabilityGuard
     trace_buffer_size: int
     # whose state, and where it is kept
     session_id: str | None
     store: Store | None
     clock: Clock | None
+
+
+class GuardOptions(OtherOptions, total=False):
+    """The options; see the guards' config classes for what each means."""
+
+    response_schema: Any
 
 
 ALIASES: Final = {"rate_limit_rpm": "requests_per_minute", "max_time_seconds": "per_call_timeout"}
@@ -93,6 +125,9 @@ _CONFIGS: Final[dict[str, type[Any]]] = {
     "timeout": TimeoutConfig,
     "retry": RetryConfig,
     "circuit_breaker": CircuitBreakerConfig,
+    "loop": LoopConfig,
+    "schema": SchemaConfig,
+    "context": ContextConfig,
     "observability": ObservabilityConfig,
 }
 
@@ -108,6 +143,9 @@ _ACTIVATED_BY: Final[dict[str, tuple[str, ...]]] = {
     ),
     "retry": ("max_retries",),
     "circuit_breaker": ("circuit_breaker",),
+    "loop": ("exact_loop_detection", "semantic_loop_detection", "tool_loop_detection"),
+    "schema": (),
+    "context": ("max_context_tokens",),
     "observability": (),
 }
 
@@ -138,9 +176,9 @@ def parse(options: Mapping[str, Any]) -> Parsed:
         values = {name: value for name, value in given.items() if name in names}
         if _is_active(guard, given):
             configs[guard] = config(**values)
-        elif values:
+        elif idle := values.keys() - set(_ACTIVATED_BY[guard]):
             raise BrixConfigurationError(
-                f"{', '.join(sorted(values))} has no effect: the {guard} guard is not active. "
+                f"{', '.join(sorted(idle))} has no effect: the {guard} guard is not active. "
                 f"Give {' or '.join(_ACTIVATED_BY[guard])} too"
             )
     return Parsed(
@@ -176,9 +214,13 @@ def _canonical(options: Mapping[str, Any]) -> dict[str, Any]:
     return given
 
 
+_SWITCHED: Final = ("circuit_breaker", "loop")
+"""Guards whose options are switches: False does not activate them."""
+
+
 def _is_active(guard: str, given: Mapping[str, Any]) -> bool:
-    if guard == "circuit_breaker":
-        return checks.flag("circuit_breaker", given.get("circuit_breaker", False))
+    if guard in _SWITCHED:
+        return any(checks.flag(name, given.get(name, False)) for name in _ACTIVATED_BY[guard])
     return not _ACTIVATED_BY[guard] or any(name in given for name in _ACTIVATED_BY[guard])
 
 
@@ -195,4 +237,4 @@ def _conforming(name: str, value: Any, methods: Sequence[str]) -> Any:
     return value
 
 
-__all__ = ["ALIASES", "GuardOptions", "Parsed", "Prices", "option_names", "parse"]
+__all__ = ["ALIASES", "GuardOptions", "OtherOptions", "Parsed", "Prices", "option_names", "parse"]

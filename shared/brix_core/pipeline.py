@@ -10,23 +10,29 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from brix_core.call import CallRequest, CallResponse, Endpoint, LogicalCall
 from brix_core.clock import Clock, SystemClock
 from brix_core.conversation import Conversation
 from brix_core.drivers import arun, arun_stream, run, run_stream
-from brix_core.flow import Guard, compose, in_order
+from brix_core.flow import Flow, Guard, compose, in_order
 from brix_core.guards.budget import BudgetGuard
 from brix_core.guards.circuit_breaker import CircuitBreakerGuard
+from brix_core.guards.context import ContextGuard
 from brix_core.guards.failover import FailoverGuard
+from brix_core.guards.loop import LoopGuard
 from brix_core.guards.observability import ObservabilityGuard
 from brix_core.guards.rate_limit import RateLimitGuard
 from brix_core.guards.retry import RetryGuard
+from brix_core.guards.schema import SchemaGuard
 from brix_core.guards.timeout import SessionTimeout, TimeoutGuard
 from brix_core.options import Parsed
 from brix_core.session import Session, Sessions
 from brix_core.store import Store, default_store
+
+if TYPE_CHECKING:
+    from brix_core.response_schema import ResponseSchema
 
 
 class Pipeline:
@@ -35,18 +41,23 @@ class Pipeline:
     Args:
         options: Checked options.
         fallbacks: The endpoints of ``options.fallbacks``, made by the surface.
+        summary: The endpoint of ``context_summary_model``, made by the surface.
     """
 
-    def __init__(self, options: Parsed, fallbacks: Sequence[Endpoint] = ()) -> None:
+    def __init__(self, options: Parsed, fallbacks: Sequence[Endpoint] = (), summary: Endpoint | None = None) -> None:
         self.clock: Clock = SystemClock() if options.clock is None else options.clock
         self.store: Store = default_store() if options.store is None else options.store
         self.sessions = Sessions(self.clock, options.session_id)
-        guards = _call_ring(options, fallbacks, self.store, self.clock)
-        active = (guard.name for guard in in_order(guards) if not isinstance(guard, SessionTimeout))
+        guards = [
+            *_conversation_ring(options, fallbacks, summary, self.clock),
+            *_call_ring(options, fallbacks, self.store, self.clock),
+        ]
+        self.schema = _compiled(options.configs["schema"].response_schema)
+        active = (guard.name for guard in in_order(guards) if self._is_shown(guard))
         self.names: tuple[str, ...] = (ObservabilityGuard.name, *active)
         self.traces = ObservabilityGuard(options.configs["observability"], self.clock, self.names)
         self.guards: tuple[Guard, ...] = tuple(in_order([self.traces, *guards]))
-        self._proceed = compose(self.guards)
+        self._compose()
 
     def request(
         self,
@@ -57,6 +68,7 @@ class Pipeline:
         stream: bool = False,
         session_id: str | None = None,
         check: Callable[[Sequence[Any], int], None] | None = None,
+        schema: ResponseSchema | None = None,
     ) -> CallRequest:
         """Begin a logical call.
 
@@ -68,6 +80,7 @@ class Pipeline:
             session_id: The session, when the framework's configuration names one.
             check: Raises for bad messages before the call begins; told how many of the first ones need no second
                 look, since an earlier call had them.
+            schema: What the answer must fit; the option ``response_schema`` when left out.
         """
         session = self.sessions.resolve(session_id)
         conversation = Conversation(messages, endpoint.codec, session.prefix)
@@ -82,32 +95,48 @@ class Pipeline:
             endpoint=endpoint,
             params=params,
             stream=stream,
+            schema=self.schema if schema is None else schema,
         )
 
     def call(self, request: CallRequest) -> CallResponse:
         """Run a call in this thread."""
-        return run(self._proceed(request), self.clock)
+        return run(self._flow(request), self.clock)
 
     async def acall(self, request: CallRequest) -> CallResponse:
         """Run a call on the event loop."""
-        return await arun(self._proceed(request), self.clock)
+        return await arun(self._flow(request), self.clock)
 
     def stream(self, request: CallRequest) -> Iterator[Any]:
         """Run a streamed call in this thread; gives the endpoint's own chunks."""
-        return run_stream(self._proceed(request), request, self.clock)
+        return run_stream(self._flow(request), request, self.clock)
 
     def astream(self, request: CallRequest) -> AsyncIterator[Any]:
         """Run a streamed call on the event loop; gives the endpoint's own chunks."""
-        return arun_stream(self._proceed(request), request, self.clock)
+        return arun_stream(self._flow(request), request, self.clock)
 
     def with_fallbacks(self, fallbacks: Sequence[Endpoint]) -> Pipeline:
         """The same pipeline, its state shared, with other endpoints in its failover chain."""
         twin = copy.copy(self)
         twin.guards = tuple(
-            FailoverGuard(fallbacks) if isinstance(guard, FailoverGuard) else guard for guard in self.guards
+            guard.with_endpoints(fallbacks) if isinstance(guard, FailoverGuard | SchemaGuard | ContextGuard) else guard
+            for guard in self.guards
         )
-        twin._proceed = compose(twin.guards)
+        twin._compose()
         return twin
+
+    def _compose(self) -> None:
+        """Put the guards together, for calls with a schema and for calls without."""
+        self._with_schema = compose(self.guards)
+        self._without_schema = compose([guard for guard in self.guards if not isinstance(guard, SchemaGuard)])
+
+    def _flow(self, request: CallRequest) -> Flow:
+        return (self._without_schema if request.schema is None else self._with_schema)(request)
+
+    def _is_shown(self, guard: Guard) -> bool:
+        """Whether an option has activated it: not the layers that are there for schemas of single calls."""
+        if isinstance(guard, SchemaGuard):
+            return self.schema is not None
+        return not isinstance(guard, SessionTimeout) and getattr(guard, "config", guard) is not None
 
     def session(self, session_id: str | None = None) -> Session:
         """The session a call would belong to now."""
@@ -120,6 +149,26 @@ def _uuid4() -> str:
     return f"{h[:8]}-{h[8:12]}-4{h[13:16]}-{'89ab'[int(h[16], 16) & 3]}{h[17:20]}-{h[20:]}"
 
 
+def _compiled(schema: Any) -> ResponseSchema | None:
+    if schema is None:
+        return None
+    from brix_core.response_schema import ResponseSchema  # pydantic is slow to import, and not always needed
+
+    return ResponseSchema.of(schema)
+
+
+def _conversation_ring(
+    options: Parsed, fallbacks: Sequence[Endpoint], summary: Endpoint | None, clock: Clock
+) -> list[Guard]:
+    configs = options.configs
+    guards: list[Guard] = [SchemaGuard(configs["schema"], clock, fallbacks)]
+    if "loop" in configs:
+        guards.append(LoopGuard(configs["loop"]))
+    if "context" in configs:
+        guards.append(ContextGuard(configs["context"], fallbacks, summary))
+    return guards
+
+
 def _call_ring(options: Parsed, fallbacks: Sequence[Endpoint], store: Store, clock: Clock) -> list[Guard]:
     configs = options.configs
     guards: list[Guard] = []
@@ -127,6 +176,8 @@ def _call_ring(options: Parsed, fallbacks: Sequence[Endpoint], store: Store, clo
         guards.append(FailoverGuard(fallbacks))
     if "timeout" in configs:
         guards += [SessionTimeout(configs["timeout"], clock), TimeoutGuard(configs["timeout"], clock)]
+    elif configs["schema"].max_healing_seconds is not None:
+        guards.append(TimeoutGuard(None, clock))
     if "retry" in configs:
         guards.append(RetryGuard(configs["retry"], clock))
     if "circuit_breaker" in configs:

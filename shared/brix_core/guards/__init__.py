@@ -2,10 +2,13 @@
 
 from brix_core.guards.budget import BrixBudgetWarning, BudgetConfig, BudgetGuard
 from brix_core.guards.circuit_breaker import CircuitBreakerConfig, CircuitBreakerGuard
+from brix_core.guards.context import ContextConfig, ContextGuard
 from brix_core.guards.failover import FailoverGuard
+from brix_core.guards.loop import LoopConfig, LoopGuard
 from brix_core.guards.observability import ObservabilityConfig, ObservabilityGuard
 from brix_core.guards.rate_limit import RateLimitConfig, RateLimitGuard
 from brix_core.guards.retry import RetryConfig, RetryGuard
+from brix_core.guards.schema import SchemaConfig, SchemaGuard
 from brix_core.guards.timeout import SessionTimeout, TimeoutConfig, TimeoutGuard
 
 __all__ = [
@@ -14,13 +17,19 @@ __all__ = [
     "BudgetGuard",
     "CircuitBreakerConfig",
     "CircuitBreakerGuard",
+    "ContextConfig",
+    "ContextGuard",
     "FailoverGuard",
+    "LoopConfig",
+    "LoopGuard",
     "ObservabilityConfig",
     "ObservabilityGuard",
     "RateLimitConfig",
     "RateLimitGuard",
     "RetryConfig",
     "RetryGuard",
+    "SchemaConfig",
+    "SchemaGuard",
     "SessionTimeout",
     "TimeoutConfig",
     "TimeoutGuard",

@@ -32,6 +32,10 @@ class FailoverGuard:
     def __init__(self, fallbacks: Sequence[Endpoint]) -> None:
         self.fallbacks = tuple(fallbacks)
 
+    def with_endpoints(self, fallbacks: Sequence[Endpoint]) -> FailoverGuard:
+        """The same guard for other endpoints."""
+        return FailoverGuard(fallbacks)
+
     def flow(self, request: CallRequest, proceed: Proceed) -> Flow:
         """Guard one call."""
         errors: list[tuple[str, Exception]] = []
