@@ -10,5 +10,6 @@ Example:
 
 from brix_llamaindex.guards import Guards
 from brix_llamaindex.llm import GuardedLLM, guard
+from brix_llamaindex.retrieval import IndexRetrievalProvider, RegulatedPostprocessor
 
-__all__ = ["GuardedLLM", "Guards", "guard"]
+__all__ = ["GuardedLLM", "Guards", "IndexRetrievalProvider", "RegulatedPostprocessor", "guard"]

@@ -10,6 +10,7 @@ from brix_core.errors import (
     BrixBudgetError,
     BrixCircuitOpenError,
     BrixConfigurationError,
+    BrixContextError,
     BrixError,
     BrixFailoverError,
     BrixGuardBlockedError,
@@ -18,6 +19,7 @@ from brix_core.errors import (
     BrixLoopError,
     BrixRateLimitError,
     BrixReplayError,
+    BrixRetrievalError,
     BrixRetryError,
     BrixSchemaError,
     BrixTimeoutError,
@@ -25,6 +27,7 @@ from brix_core.errors import (
 )
 from brix_core.options import GuardOptions
 from brix_core.policy import load_policy
+from brix_core.retrieval import RetrievalProvider, RetrievalResult, RetrievedDocument
 from brix_core.session import Session, current_session_id, session
 from brix_core.store import MemoryStore, Store
 from brix_core.usage import Usage
@@ -37,6 +40,7 @@ __all__ = [
     "BrixCircuitOpenError",
     "BrixClient",
     "BrixConfigurationError",
+    "BrixContextError",
     "BrixError",
     "BrixFailoverError",
     "BrixGuardBlockedError",
@@ -45,6 +49,7 @@ __all__ = [
     "BrixLoopError",
     "BrixRateLimitError",
     "BrixReplayError",
+    "BrixRetrievalError",
     "BrixRetryError",
     "BrixSchemaError",
     "BrixTimeoutError",
@@ -55,6 +60,9 @@ __all__ = [
     "GuardOptions",
     "LLMClient",
     "MemoryStore",
+    "RetrievalProvider",
+    "RetrievalResult",
+    "RetrievedDocument",
     "Session",
     "Store",
     "Usage",

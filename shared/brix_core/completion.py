@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from brix_core.call import CallRequest, CallResponse, LogicalCall, ToolCall
 from brix_core.errors import BrixConfigurationError, BrixError
+from brix_core.guards.schema import PARSED
 from brix_core.pipeline import Pipeline
 from brix_core.usage import Usage
 
@@ -28,6 +29,7 @@ class Completion(str):
         run_id: UUID4 of the call, as in its trace entry.
         partial: True when a time limit cut the answer short.
         cost_usd: What the whole call was charged, retries included, USD; None when nothing was metered.
+        parsed: The valid instance, where a schema was asked for and the model did not ask for tools.
 
     Example:
         >>> answer = Completion("Paris", finish_reason="stop")
@@ -43,6 +45,7 @@ class Completion(str):
     run_id: str
     partial: bool
     cost_usd: float | None
+    parsed: Any
 
     def __new__(
         cls,
@@ -56,6 +59,7 @@ class Completion(str):
         run_id: str = "",
         partial: bool = False,
         cost_usd: float | None = None,
+        parsed: Any = None,
     ) -> Self:
         """Make one; see the class."""
         self = super().__new__(cls, text)
@@ -67,6 +71,7 @@ class Completion(str):
         self.run_id = run_id
         self.partial = partial
         self.cost_usd = cost_usd
+        self.parsed = parsed
         return self
 
     @classmethod
@@ -83,6 +88,7 @@ class Completion(str):
             run_id=call.run_id,
             partial=response.partial,
             cost_usd=sum(costs) / 1e9 if costs else None,
+            parsed=call.metadata.get(PARSED),
         )
 
 
@@ -129,6 +135,11 @@ class CompletionStream:
         if attempts and attempts[-1].outcome == "timed_out":
             response = response._replace(partial=True, finish_reason="timeout")
         return Completion.of(response, request.call)
+
+    @property
+    def is_parsed(self) -> bool:
+        """Whether the stream has ended with a valid instance of its schema."""
+        return self._state == "ended" and self._request is not None and PARSED in self._request.call.metadata
 
     def __iter__(self) -> Self:
         return self

@@ -49,6 +49,16 @@ class Likeness:
         self._threshold = threshold
         self._lock = threading.Lock()
         self._kept: OrderedDict[bytes, Any] = OrderedDict()
+        self.is_ready = False
+
+    def prepare(self) -> None:
+        """Try the embedder, which may load a model: better it fails now than when an answer is there.
+
+        Raises:
+            BrixError: It cannot be used.
+        """
+        self._rows(["ready"])
+        self.is_ready = True
 
     def knows(self, texts: Iterable[str]) -> bool:
         """Whether `among` has nothing to embed."""

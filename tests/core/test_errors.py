@@ -15,6 +15,7 @@ from brix_core.errors import (
     BrixBudgetError,
     BrixCircuitOpenError,
     BrixConfigurationError,
+    BrixContextError,
     BrixError,
     BrixFailoverError,
     BrixGuardBlockedError,
@@ -23,10 +24,12 @@ from brix_core.errors import (
     BrixLoopError,
     BrixRateLimitError,
     BrixReplayError,
+    BrixRetrievalError,
     BrixRetryError,
     BrixSchemaError,
     BrixTimeoutError,
     BrixUnknownPriceError,
+    SchemaAttempt,
 )
 
 PARENTS: dict[type[BaseException], tuple[type[BaseException], ...]] = {
@@ -43,7 +46,9 @@ PARENTS: dict[type[BaseException], tuple[type[BaseException], ...]] = {
     BrixCircuitOpenError: (BrixGuardBlockedError,),
     BrixRetryError: (BrixGuardBlockedError,),
     BrixFailoverError: (BrixGuardBlockedError,),
+    BrixContextError: (BrixGuardBlockedError,),
     BrixLoopError: (BrixGuardBlockedError,),
+    BrixRetrievalError: (BrixGuardBlockedError,),
     BrixSchemaError: (BrixGuardBlockedError,),
 }
 GUARDS = {
@@ -54,7 +59,9 @@ GUARDS = {
     BrixCircuitOpenError: "circuit_breaker",
     BrixRetryError: "retry",
     BrixFailoverError: "failover",
+    BrixContextError: "context",
     BrixLoopError: "loop",
+    BrixRetrievalError: "retrieval",
     BrixSchemaError: "schema",
 }
 EXAMPLES: list[BrixError] = [
@@ -73,8 +80,15 @@ EXAMPLES: list[BrixError] = [
     BrixCircuitOpenError("message", endpoint="openai:gpt-4o", retry_after=12.5),
     BrixRetryError("message", attempts=3, reason="retry_after", last_error=ValueError("the last")),
     BrixFailoverError("message", errors=[("one", ValueError("first")), ("two", KeyError("second"))]),
-    BrixLoopError("message", guard="loop"),
-    BrixSchemaError("message"),
+    BrixContextError("message", tokens=1_200, limit=1_000),
+    BrixLoopError("message", kind="cycle", repeats=3, cycle_length=2, what="A, B", partial="what had arrived"),
+    BrixRetrievalError("message", score=0.25, threshold=0.5, sources=["handbook.md"]),
+    BrixSchemaError(
+        "message",
+        attempts=[SchemaAttempt("{}", (("$.name", "Field required"),)), SchemaAttempt("", how="refused")],
+        schema_name="City",
+        partial="what had arrived",
+    ),
 ]
 
 
@@ -89,7 +103,8 @@ def test_the_tree_is_the_documented_one() -> None:
         assert cls.__bases__ == parents
         assert cls.__name__ in str(errors.__doc__)
         assert getattr(brix_core, cls.__name__) is cls
-    assert sorted(errors.__all__) == sorted(["TimeoutKind", *(cls.__name__ for cls in PARENTS)])
+    beside = ["LoopKind", "SchemaAttempt", "TimeoutKind"]
+    assert sorted(errors.__all__) == sorted([*beside, *(cls.__name__ for cls in PARENTS)])
 
 
 def test_each_error_has_an_example_here() -> None:

@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from brix_core import BrixConfigurationError, BrixLoopError
+from brix_core import BrixConfigurationError, BrixGuardError, BrixLoopError
 from brix_core.call import CallRequest
+from brix_core.embedders import LexicalEmbedder
 from brix_core.guards import loop as loop_module
 from brix_core.guards.loop import LoopConfig, LoopGuard
 from brix_core.loops import find
@@ -654,7 +655,7 @@ def test_embedding_does_not_hold_up_the_event_loop_and_knows_what_it_has_seen() 
     made = talk(answers, semantic_loop_detection=True, embedder=embed, exact_loop_threshold=5)
     results = asyncio.run(gathered(made, 4))
     assert results == answers[:4]
-    assert sorted(seen) == sorted(answers[:4])
+    assert sorted(seen) == sorted([*answers[:4], "ready"])  # the embedder is tried before the first call
     assert threading.main_thread().name not in threads
 
 
@@ -692,3 +693,38 @@ def test_a_bad_option_is_named(option: str, value: Any, said: str) -> None:
 def test_a_bad_embedder_is_refused_when_the_guard_is_made() -> None:
     with pytest.raises(BrixConfigurationError, match="embedder must be"):
         pipeline(VirtualClock(), semantic_loop_detection=True, embedder=0.9)
+
+
+class FailingLater:
+    """An embedder whose service goes away after so many calls."""
+
+    name = "failing"
+
+    def __init__(self, after: int) -> None:
+        self.calls = 0
+        self.after = after
+
+    def embed(self, texts: Sequence[str]) -> Any:
+        self.calls += 1
+        if self.calls > self.after:
+            raise BrixGuardError("the embedding service is down")
+        return LexicalEmbedder().embed(texts)
+
+
+def test_an_embedder_that_cannot_be_used_is_found_before_anything_is_sent() -> None:
+    clock = VirtualClock()
+    endpoint = FakeEndpoint(clock)
+    driver = Driver(pipeline(clock, semantic_loop_detection=True, embedder=FailingLater(0)), endpoint)
+    with pytest.raises(BrixGuardError, match="service is down"):
+        driver.call()
+    assert endpoint.sent == []
+
+
+def test_an_embedder_that_fails_later_loses_no_answer() -> None:
+    clock = VirtualClock()
+    endpoint = FakeEndpoint(clock, behave=lambda number: f"I could not find it, sorry{'.' * number}")
+    driver = Driver(pipeline(clock, semantic_loop_detection=True, embedder=FailingLater(1)), endpoint)
+    for number in range(4):
+        assert driver.call() == f"I could not find it, sorry{'.' * number}"
+    decisions = driver.pipe.traces.get_traces()[0]["decisions"]
+    assert [decision["decision"] for decision in decisions] == ["embedder_failed"]

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from brix_core import BrixConfigurationError, GuardOptions, MemoryStore
 from brix_core.clock import SystemClock
@@ -15,9 +16,11 @@ from brix_core.guards import (
     ObservabilityConfig,
     RateLimitConfig,
     RetryConfig,
+    SchemaConfig,
     TimeoutConfig,
 )
 from brix_core.options import ALIASES, option_names, parse
+from brix_core.pipeline import Pipeline
 
 CONFIGS = {
     "budget": BudgetConfig,
@@ -25,8 +28,10 @@ CONFIGS = {
     "timeout": TimeoutConfig,
     "retry": RetryConfig,
     "circuit_breaker": CircuitBreakerConfig,
+    "schema": SchemaConfig,
     "observability": ObservabilityConfig,
 }
+ALWAYS = {"observability", "schema"}
 WIRING = {"fallbacks", "circuit_breaker", "session_id", "store", "clock"}
 ACTIVATE: dict[str, dict[str, Any]] = {
     "budget": {"max_cost_usd": 1.0},
@@ -34,6 +39,7 @@ ACTIVATE: dict[str, dict[str, Any]] = {
     "timeout": {"per_call_timeout": 30.0},
     "retry": {"max_retries": 2},
     "circuit_breaker": {"circuit_breaker": True},
+    "schema": {},
     "observability": {},
 }
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -67,6 +73,13 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "circuit_success_threshold": 2,
         "circuit_open_seconds": 60.0,
         "circuit_half_open_probes": 1,
+    },
+    "schema": {
+        "response_schema": None,
+        "max_schema_retries": 2,
+        "inject_schema_in_prompt": True,
+        "max_healing_seconds": None,
+        "stream_mode": "partial",
     },
     "observability": {"trace_buffer_size": 1_000},
 }
@@ -104,9 +117,10 @@ def test_defaults_are_the_documented_ones(guard: str) -> None:
 
 
 def test_nothing_given_is_observability_alone() -> None:
-    assert set(parse({}).configs) == {"observability"}
+    assert set(parse({}).configs) == ALWAYS
     every: dict[str, Any] = dict.fromkeys(option_names())
-    assert set(parse(every).configs) == {"observability"}
+    assert set(parse(every).configs) == ALWAYS
+    assert Pipeline(parse({})).names == ("observability",)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +141,7 @@ def test_nothing_given_is_observability_alone() -> None:
     ],
 )
 def test_each_guard_is_activated_by_its_own_options(guard: str, options: dict[str, Any]) -> None:
-    assert set(parse(options).configs) == {guard, "observability"}
+    assert set(parse(options).configs) == {guard, *ALWAYS}
 
 
 NUMBERS = {
@@ -148,8 +162,10 @@ NUMBERS = {
     "max_backoff",
     "retry_budget_seconds",
     "circuit_open_seconds",
+    "max_healing_seconds",
 }
 WHOLE = {
+    "max_schema_retries",
     "burst_capacity",
     "max_retries",
     "circuit_failure_threshold",
@@ -162,9 +178,10 @@ WORDS = {
     "unknown_price": ("raise", "warn", "free"),
     "rate_limit_scope": ("session", "provider"),
     "on_timeout": ("raise", "return_partial"),
+    "stream_mode": ("partial", "validated"),
 }
-FLAGS = {"budget_clamp_output", "adaptive_rate_limiting"}
-ZERO_ALLOWED = {"max_backoff", "retry_budget_seconds", "max_retries"}
+FLAGS = {"budget_clamp_output", "adaptive_rate_limiting", "inject_schema_in_prompt"}
+ZERO_ALLOWED = {"max_backoff", "retry_budget_seconds", "max_retries", "max_schema_retries"}
 INFINITE_ALLOWED = {"max_cost_usd"}
 FRACTIONS = {"budget_warning_threshold", "min_rate_floor", "rate_reduction_factor"}
 AT_LEAST_ONE = {"rate_recovery_factor", "backoff_base"}
@@ -172,7 +189,7 @@ AT_LEAST_ONE = {"rate_recovery_factor", "backoff_base"}
 
 def test_every_option_has_a_kind_here() -> None:
     every: set[str] = set().union(*map(fields, CONFIGS.values()))
-    assert NUMBERS | WHOLE | set(WORDS) | FLAGS | {"prices", "retry_on"} == every
+    assert NUMBERS | WHOLE | set(WORDS) | FLAGS | {"prices", "retry_on", "response_schema"} == every
 
 
 @pytest.mark.parametrize("option", sorted(NUMBERS | WHOLE))
@@ -278,6 +295,21 @@ def test_bad_prices_are_refused_when_they_are_given(value: Any) -> None:
         parsed("prices", value)
 
 
+class City(BaseModel):
+    name: str
+
+
+@pytest.mark.parametrize("value", [City, {"type": "object"}], ids=repr)
+def test_a_schema_is_a_class_or_a_json_schema(value: Any) -> None:
+    assert parsed("response_schema", value) is value
+
+
+@pytest.mark.parametrize("value", [7, "City", int, City(name="Oslo"), {"type": "city"}, []], ids=repr)
+def test_a_bad_schema_is_refused_when_it_is_given(value: Any) -> None:
+    with pytest.raises(BrixConfigurationError, match="response_schema"):
+        parsed("response_schema", value)
+
+
 # Names
 
 
@@ -314,7 +346,9 @@ def test_an_option_like_no_other_is_refused_with_the_list(unknown: Any) -> None:
 # Options without an active guard
 
 
-@pytest.mark.parametrize("option", sorted(set().union(*map(fields, CONFIGS.values()))))
+@pytest.mark.parametrize(
+    "option", sorted(set().union(*(fields(CONFIGS[guard]) for guard in CONFIGS if guard not in ALWAYS)))
+)
 def test_an_option_of_a_guard_that_is_not_active_is_refused(option: str) -> None:
     guard = guard_of(option)
     activating = {
@@ -322,7 +356,6 @@ def test_an_option_of_a_guard_that_is_not_active_is_refused(option: str) -> None
         "requests_per_minute",
         "tokens_per_minute",
         "max_retries",
-        "trace_buffer_size",
         *(name for name in fields(TimeoutConfig) if name.endswith("timeout") and name != "on_timeout"),
     }
     value = DEFAULTS[guard].get(option)

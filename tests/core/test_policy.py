@@ -55,7 +55,8 @@ def test_a_policy_is_read_and_ready_to_be_passed_on(policy: Write) -> None:
         "circuit_breaker": True,
         "session_id": "desk",
     }
-    assert set(parse(options).configs) == {"budget", "rate_limit", "retry", "circuit_breaker", "observability"}
+    given = {"budget", "rate_limit", "retry", "circuit_breaker"}
+    assert set(parse(options).configs) == given | {"observability", "schema"}
 
 
 @pytest.mark.parametrize("text", ["", "# nothing yet\n", "---\n", "{}", "null"])

@@ -8,13 +8,17 @@ they are. ``max_tokens`` is required by the API: when the caller names none, `DE
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from brix_core.call import CallRequest, CallResponse
 from brix_core.endpoints.anthropic_events import events_of, merge, read_event, read_message
 from brix_core.endpoints.sdk import SDKEndpoint, StreamPiece, is_cap, is_given, put, sent_body
+from brix_core.endpoints.structured import has_output_format, output_format
 from brix_core.errors import BrixConfigurationError
 from brix_core.model_limits import max_output_tokens
+
+if TYPE_CHECKING:
+    from brix_core.response_schema import ResponseSchema
 
 DEFAULT_MAX_TOKENS: Final = 8_192
 """Output cap sent when the caller names none, or the model's own limit where that is lower. Beside a thinking
@@ -76,6 +80,22 @@ class AnthropicEndpoint(SDKEndpoint):
                 found.append(body[name])
         return found
 
+    def structured(self, schema: ResponseSchema, params: Mapping[str, Any]) -> bool:
+        """Whether the schema is sent in ``output_config``.
+
+        It is at Anthropic (or behind a gateway nobody knows) where SDK and model take one, unless the caller gives a
+        format, or the schema cannot be expressed. The clouds each have conditions of their own.
+        """
+        body = sent_body(params)
+        return (
+            not is_given(_output_config(body).get("format"))
+            and not is_given(body.get("output_format"))
+            and self.provider == "anthropic"
+            and has_output_format(self.model(params))
+            and "output_config" in self._accepted
+            and output_format(schema) is not None
+        )
+
     def call(self, request: CallRequest) -> CallResponse:
         """One blocking request."""
         try:
@@ -134,12 +154,20 @@ class AnthropicEndpoint(SDKEndpoint):
         arguments = {**params, "model": self.model(params), "messages": messages}
         if system is not None:
             put(arguments, "system", system)
+        if request.schema is not None and self.structured(request.schema, params):
+            config = _output_config(sent_body(params))
+            put(arguments, "output_config", {**config, "format": output_format(request.schema)})
         put(arguments, "max_tokens", request.requested_cap)
         arguments["max_tokens"] = request.requested_cap  # the SDK asks for it beside extra_body, too
         return arguments
 
     def _response(self, raw: Any, request: CallRequest) -> CallResponse:
         return read_message(raw, self.model(request.params))
+
+
+def _output_config(body: Mapping[str, Any]) -> Mapping[str, Any]:
+    config = body.get("output_config")
+    return config if isinstance(config, Mapping) else {}
 
 
 def _explained(error: ValueError) -> Exception:

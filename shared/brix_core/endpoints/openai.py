@@ -8,12 +8,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from brix_core.call import CallRequest, CallResponse
 from brix_core.endpoints.openai_chunks import chunk_of, merge, read_delta, read_usage, tool_call
 from brix_core.endpoints.sdk import SDKEndpoint, StreamPiece, is_cap, is_given, put, sent_body
+from brix_core.endpoints.structured import AZURE_SINCE, has_json_schema, response_format
 from brix_core.model_limits import hides_reasoning, max_output_tokens
+
+if TYPE_CHECKING:
+    from brix_core.response_schema import ResponseSchema
 
 _HOSTS: Final = (
     ("openai.azure.com", "azure"),
@@ -77,6 +81,20 @@ class OpenAIEndpoint(SDKEndpoint):
                 found += value if isinstance(value, list | tuple) else [_as_format(value)]
         return found
 
+    def structured(self, schema: ResponseSchema, params: Mapping[str, Any]) -> bool:
+        """Whether the schema is sent as ``response_format``.
+
+        It is where the model is one of OpenAI's that take one (at OpenAI, on Azure, or by its name behind a gateway
+        nobody knows), unless the caller gives a format, or strict mode cannot express the schema.
+        """
+        return (
+            not is_given(sent_body(params).get("response_format"))
+            and self.provider in ("openai", "azure")
+            and has_json_schema(self.model(params))
+            and str(getattr(self._client, "_api_version", None) or AZURE_SINCE) >= AZURE_SINCE
+            and response_format(schema) is not None
+        )
+
     def piece(self, chunk: Any) -> StreamPiece:
         """Read a chunk."""
         billed, text = read_delta(chunk)
@@ -84,13 +102,15 @@ class OpenAIEndpoint(SDKEndpoint):
 
     def finish(self, chunks: Sequence[StreamPiece], text: str, request: CallRequest) -> CallResponse:
         """Sum up a stream; `raw` stays None."""
-        return merge([piece.raw for piece in chunks], self.model(request.params))[0]
+        response, data = merge([piece.raw for piece in chunks], self.model(request.params))
+        return _or_refusal(response, data["choices"][0]["message"]["refusal"], request)
 
     def assemble(self, chunks: Sequence[StreamPiece], text: str, request: CallRequest) -> CallResponse:
         """The response that the same request would have given unstreamed; `raw` is a ``ChatCompletion``."""
         from openai.types.chat import ChatCompletion
 
         response, data = merge([piece.raw for piece in chunks], self.model(request.params))
+        response = _or_refusal(response, data["choices"][0]["message"]["refusal"], request)
         return response._replace(raw=ChatCompletion.construct(**data))
 
     def as_chunks(self, response: CallResponse) -> list[StreamPiece]:
@@ -119,6 +139,8 @@ class OpenAIEndpoint(SDKEndpoint):
         arguments = {**params, "model": self.model(params), "messages": request.conversation.messages}
         if isinstance(params.get("response_format"), type):
             arguments["response_format"] = _as_format(params["response_format"])
+        if request.schema is not None and self.structured(request.schema, params):
+            put(arguments, "response_format", response_format(request.schema))
         if request.output_cap is not None:
             for name in self._cap_names(params):
                 put(arguments, name, request.output_cap)
@@ -138,7 +160,7 @@ class OpenAIEndpoint(SDKEndpoint):
 
     def _response(self, raw: Any, request: CallRequest) -> CallResponse:
         choices = raw.choices or ()
-        return CallResponse(
+        response = CallResponse(
             text="".join(choice.message.content or "" for choice in choices),
             usage=read_usage(raw.usage),
             model=raw.model or self.model(request.params),
@@ -146,6 +168,14 @@ class OpenAIEndpoint(SDKEndpoint):
             finish_reason=choices[0].finish_reason if choices else None,
             raw=raw,
         )
+        return _or_refusal(response, choices[0].message.refusal if choices else None, request)
+
+
+def _or_refusal(response: CallResponse, refusal: str | None, request: CallRequest) -> CallResponse:
+    """Where a schema was asked for, a refusal is the answer: the content is empty then."""
+    if not refusal or request.schema is None:
+        return response
+    return response._replace(text=refusal, finish_reason="refusal")
 
 
 def _as_format(value: Any) -> Any:

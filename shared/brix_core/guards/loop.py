@@ -15,6 +15,7 @@ them again; once its conversation has got on, they are counted afresh.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Generator, Sequence
@@ -25,7 +26,7 @@ from typing import Any, Final, Literal
 from brix_core import checks
 from brix_core.call import CallRequest, CallResponse
 from brix_core.embedders import as_embedder
-from brix_core.errors import BrixConfigurationError, BrixLoopError
+from brix_core.errors import BrixConfigurationError, BrixGuardError, BrixLoopError
 from brix_core.flow import Effect, Flow, Proceed, Run
 from brix_core.likeness import Likeness, comparable, loop_by_meaning, of_response, of_step, recurs
 from brix_core.loops import Happened, Loop, response_loop, shortened, tool_loop
@@ -33,6 +34,8 @@ from brix_core.repetition import Repetition, RepetitionWatch, repetition_in
 from brix_core.session import PerSession
 from brix_core.steps import steps
 from brix_core.turns import Turn
+
+log = logging.getLogger(__name__)
 
 MAX_CONVERSATIONS: Final = 64
 """Looping conversations of one session that are told apart; beyond them, the oldest is counted afresh."""
@@ -153,6 +156,8 @@ class LoopGuard:
         if request.stream and self._texts:
             watch = RepetitionWatch(partial(self._cut, request))
             request = request.evolve(hooks=(*request.hooks, watch))
+        if self._likeness is not None and not self._likeness.is_ready:
+            yield Run(self._likeness.prepare)
         prompt = request.conversation.sha256() if self._answers else ""
         turns = request.conversation.turns()
 
@@ -208,7 +213,7 @@ class LoopGuard:
             return None
         loop = tool_loop(taken, **self._find)
         if self._likeness is not None and (loop is None or not loop.closed):
-            loop = (yield from self._loop_by_meaning([of_step(step) for step in taken])) or loop
+            loop = (yield from self._loop_by_meaning(request, [of_step(step) for step in taken])) or loop
         return self._noted(request, loop)
 
     def _loop_of_answer(
@@ -226,7 +231,8 @@ class LoopGuard:
         answer = _Answer(prompt, of_response(response), injections)
         loop: Loop | None = None
         if self._likeness is not None:
-            loop = yield from self._loop_by_meaning([*(one.happened for one in state.to(prompt)), answer.happened])
+            happened = [*(one.happened for one in state.to(prompt)), answer.happened]
+            loop = yield from self._loop_by_meaning(request, happened)
         with state.lock:  # joined and judged at once: of several callers one closes the loop
             state.answers.append(answer)
             happened = [one.happened for one in state.answers if one.prompt == prompt]
@@ -235,13 +241,18 @@ class LoopGuard:
             answer.loop = loop if loop is not None and loop.closed else None
         return self._noted(request, loop)
 
-    def _loop_by_meaning(self, happened: Sequence[Happened]) -> _Search:
+    def _loop_by_meaning(self, request: CallRequest, happened: Sequence[Happened]) -> _Search:
         likeness = self._likeness
         if likeness is None or not recurs(happened):
             return None
         texts = comparable(happened)
         compare = partial(likeness.among, texts)
-        alike = compare() if likeness.knows(texts) else (yield Run(compare))
+        try:
+            alike = compare() if likeness.knows(texts) else (yield Run(compare))
+        except BrixGuardError as error:  # no reason to lose an answer: what is the same word for word is still found
+            log.warning("the loop guard compares word for word only: %s", error)
+            request.call.decide("loop", "embedder_failed", error=str(error)[:200])
+            return None
         return loop_by_meaning(happened, alike, **self._find)
 
     def _noted(self, request: CallRequest, loop: Loop | None) -> Loop | None:
