@@ -11,5 +11,16 @@ Example:
 from brix_llamaindex.guards import Guards
 from brix_llamaindex.llm import GuardedLLM, guard
 from brix_llamaindex.retrieval import IndexRetrievalProvider, RegulatedPostprocessor
+from brix_llamaindex.tools import GuardedTool, ToolOptions, guard_tool, guard_tools
 
-__all__ = ["GuardedLLM", "Guards", "IndexRetrievalProvider", "RegulatedPostprocessor", "guard"]
+__all__ = [
+    "GuardedLLM",
+    "GuardedTool",
+    "Guards",
+    "IndexRetrievalProvider",
+    "RegulatedPostprocessor",
+    "ToolOptions",
+    "guard",
+    "guard_tool",
+    "guard_tools",
+]

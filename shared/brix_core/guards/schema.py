@@ -124,7 +124,7 @@ class SchemaGuard:
             try:
                 response = yield from proceed(current)
             except (BrixTimeoutError, BrixRetryError) as error:
-                if not attempts or not _is_out_of_time(error, deadline):
+                if not _is_out_of_time(error, deadline):
                     raise
                 raise self._failure(request, schema, attempts, self._time_is_over()) from error
             if _asks_for_tools(request, response, schema):
@@ -245,9 +245,9 @@ def _healing(asked: CallRequest, text: str, feedback: str, deadline: Deadline | 
 
 def _is_out_of_time(error: BrixTimeoutError | BrixRetryError, deadline: Deadline | None) -> bool:
     """Whether a heal failed because the time for healing is over, or would be before the next retry."""
-    if isinstance(error, BrixTimeoutError):
-        return error.kind == "healing"
-    return deadline is not None and error.reason == "deadline"
+    if deadline is None:
+        return False
+    return error.kind == "healing" if isinstance(error, BrixTimeoutError) else error.reason == "deadline"
 
 
 def _asks_for_tools(request: CallRequest, response: CallResponse, schema: ResponseSchema) -> bool:

@@ -1,0 +1,375 @@
+"""BrixMiddleware: the guards inside an agent made by `langchain.agents.create_agent`.
+
+Needs the extra ``langchain`` (``pip install "brix-guards[langchain]"``).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+from typing import Annotated, Any, Final, Literal, NotRequired
+
+from langchain.agents.middleware import AgentMiddleware, AgentState, ModelRequest, ModelResponse, hook_config
+from langchain.agents.middleware.types import PrivateStateAttr
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import (
+    AIMessage,
+    BaseMessage,
+    RemoveMessage,
+    ToolMessage,
+)
+from langgraph.graph.message import REMOVE_ALL_MESSAGES
+from langgraph.prebuilt.tool_node import ToolCallRequest
+from langgraph.runtime import Runtime
+from langgraph.types import Command
+from typing_extensions import override
+
+from brix_core import checks
+from brix_core.errors import BrixConfigurationError, BrixLoopError, BrixSchemaError
+from brix_core.options import parse
+from brix_core.pipeline import Pipeline
+from brix_core.session import Session
+from brix_langchain.agent_messages import (
+    STOPPED,
+    all_answered,
+    last_word,
+    not_run,
+    pending_calls,
+    since_user,
+    structured_attempts,
+)
+from brix_langchain.agent_model import AgentModel, letting_through
+from brix_langchain.chat_model import GuardedChatModel
+from brix_langchain.guarding import _endpoint
+from brix_langchain.outermost import BrixRunLimitError
+from brix_langchain.sessions import session_of
+
+MAX_MODELS: Final = 32
+"""Models of one agent that are told apart; beyond them, the longest unused is wrapped anew."""
+
+Limits = int | Mapping[str, int]
+"""How many calls of tools a run may make: of all together, or of each by its name."""
+
+
+class BrixAgentState(AgentState[Any]):
+    """What an agent's state holds for the middleware: counts of the run. Checkpointed, in no input and no output."""
+
+    brix_model_calls: NotRequired[Annotated[int, PrivateStateAttr]]
+    brix_tool_calls: NotRequired[Annotated[dict[str, int], PrivateStateAttr]]
+
+
+class BrixMiddleware(AgentMiddleware[BrixAgentState, Any, Any]):
+    """Guards every model call of an agent, stops it when its tools go round in circles, and limits its calls.
+
+    The session of a budget, a rate, a trace is that of `brix_langchain.guard`: ``configurable.session_id``, else
+    ``with brix_core.session(...)``, else the agent's ``thread_id``. Counts are those of one run, and outlast an
+    interrupt. A step that recurs is found by `brix_core.guards.LoopGuard`: the same calls with the same results
+    `exact_loop_threshold` times since the user last spoke.
+
+    Put it *last* in ``middleware=[...]``: nearest to the model, whatever model another middleware chooses is guarded,
+    and each of its attempts. An answer that an inner middleware got without the guarded model is an error. Guard errors
+    end the run: LangChain's retry and fallback middlewares let them through, as they do an interrupt.
+
+    A new message in a thread whose run was broken off finds its pending tool calls answered: "was not run". Structured
+    output that does not fit (``ToolStrategy``) is asked for again at most `max_schema_retries` times, then
+    `BrixSchemaError`; ``ProviderStrategy`` asks once.
+
+    Args:
+        on_loop: ``"nudge"`` tells the model what recurs and asks for another way, and raises `BrixLoopError` after
+            `diversity_attempts` times in vain (``"inject_diversity"`` is the same); ``"end"`` ends the run with a
+            message that says so; ``"raise"`` raises at once.
+        max_tool_calls: Tool calls of one run: of all tools together, or of each by its name.
+        max_model_calls: Model calls of one run.
+        on_limit: What becomes of a call that is one too many. ``"block"``: a tool call is answered with an error and
+            the run goes on; a model call ends it. ``"end"`` ends the run either way, ``"raise"`` raises
+            `BrixRunLimitError`.
+        **options: Those of `brix_core.GuardOptions` but ``response_schema``. ``tool_loop_detection`` is on unless
+            False is given.
+
+    Raises:
+        BrixConfigurationError: An option cannot be used. Later: the agent's model is guarded already.
+
+    Example:
+        >>> from langchain.agents import create_agent
+        >>> from langchain_core.language_models.fake_chat_models import FakeListChatModel
+        >>> guards = BrixMiddleware(on_loop="end", max_tool_calls={"search": 5}, max_retries=2)
+        >>> agent = create_agent(FakeListChatModel(responses=["Paris"]), middleware=[guards])
+        >>> agent.invoke({"messages": [("user", "Capital of France?")]})["messages"][-1].content
+        'Paris'
+        >>> guards.get_traces()[0]["outcome"]
+        'ok'
+    """
+
+    state_schema = BrixAgentState
+
+    def __init__(
+        self,
+        *,
+        on_loop: Literal["nudge", "inject_diversity", "end", "raise"] = "nudge",
+        max_tool_calls: Limits | None = None,
+        max_model_calls: int | None = None,
+        on_limit: Literal["block", "end", "raise"] = "block",
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        checks.one_of("on_loop", on_loop, ("nudge", "inject_diversity", "end", "raise"))
+        checks.one_of("on_limit", on_limit, ("block", "end", "raise"))
+        self._ends_loops = on_loop == "end"
+        self._on_limit = on_limit
+        self._max_model_calls = None if max_model_calls is None else checks.whole("max_model_calls", max_model_calls, 1)
+        self._max_tool_calls, self._max_each = _tool_limits(max_tool_calls)
+        if options.get("response_schema") is not None:
+            raise BrixConfigurationError(
+                "an agent's answer is described by create_agent(response_format=...); leave response_schema out"
+            )
+        loops = options.setdefault("tool_loop_detection", True)
+        if loops or options.get("exact_loop_detection") or options.get("semantic_loop_detection"):
+            options["on_loop"] = "raise" if on_loop in ("end", "raise") else "inject_diversity"
+        self._parsed = parse(options)
+        context = self._parsed.configs.get("context")
+        writer = None if context is None else context.context_summary_model
+        if isinstance(writer, str):
+            raise BrixConfigurationError(
+                "context_summary_model must be a chat model here, since an agent may have several"
+            )
+        fallbacks = [_endpoint(other, self._parsed, "fallbacks", fallback=True) for other in self._parsed.fallbacks]
+        summary = writer and _endpoint(writer, self._parsed, "context_summary_model", fallback=True)
+        self._fallbacks = fallbacks
+        self._pipeline = Pipeline(self._parsed, fallbacks, summary)
+        self._guards_models = set(options) != {"tool_loop_detection"} or bool(loops)
+        self._max_schema_retries: int = self._parsed.configs["schema"].max_schema_retries
+        self._models: OrderedDict[int, tuple[BaseChatModel, AgentModel]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    # What the guards know
+
+    def get_traces(self, session_id: str | None = None) -> list[dict[str, Any]]:
+        """Trace entries of the agent's model calls, newest first.
+
+        Args:
+            session_id: Only those of this session.
+        """
+        return self._pipeline.traces.get_traces(session_id)
+
+    @property
+    def context(self) -> Session:
+        """The session that a run made here and now would belong to."""
+        return self._pipeline.session(session_of(None))
+
+    @property
+    def guards(self) -> tuple[str, ...]:
+        """Names of the active guards, outermost first."""
+        return self._pipeline.names
+
+    # A run begins
+
+    @override
+    def before_agent(self, state: BrixAgentState, runtime: Runtime[Any]) -> dict[str, Any] | None:
+        """Count anew; answer the tool calls that an earlier run of the thread left pending."""
+        update: dict[str, Any] = {"brix_model_calls": 0, "brix_tool_calls": {}}
+        answered = all_answered(state["messages"])
+        if len(answered) > len(state["messages"]):
+            update["messages"] = [RemoveMessage(id=REMOVE_ALL_MESSAGES), *answered]
+        return update
+
+    @override
+    async def abefore_agent(self, state: BrixAgentState, runtime: Runtime[Any]) -> dict[str, Any] | None:
+        """As `before_agent`."""
+        return self.before_agent(state, runtime)
+
+    # Model calls
+
+    @override
+    def wrap_model_call(
+        self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]
+    ) -> ModelResponse[Any]:
+        """One model call, through the guards."""
+        with letting_through():
+            guarded, answers = self._guarded(request.model)
+            stopped = self._out_of_model_calls(request)
+            if stopped is not None:
+                return stopped
+            try:
+                response = handler(request.override(model=guarded))
+            except BrixLoopError as error:
+                return self._ended_by(error)
+            return self._judged(request, response, answers)
+
+    @override
+    async def awrap_model_call(
+        self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
+    ) -> ModelResponse[Any]:
+        """One model call, through the guards."""
+        with letting_through():
+            guarded, answers = self._guarded(request.model)
+            stopped = self._out_of_model_calls(request)
+            if stopped is not None:
+                return stopped
+            try:
+                response = await handler(request.override(model=guarded))
+            except BrixLoopError as error:
+                return self._ended_by(error)
+            return self._judged(request, response, answers)
+
+    @hook_config(can_jump_to=["end"])
+    @override
+    def after_model(self, state: BrixAgentState, runtime: Runtime[Any]) -> dict[str, Any] | None:
+        """Count the model call and the tool calls it asks for; leave, when a guard has ended the run."""
+        messages = state["messages"]
+        calls = Counter(state.get("brix_tool_calls", {}))
+        calls.update(call["name"] for call in pending_calls(messages))
+        update: dict[str, Any] = {
+            "brix_model_calls": state.get("brix_model_calls", 0) + 1,
+            "brix_tool_calls": dict(calls),
+        }
+        if messages and STOPPED in messages[-1].response_metadata:
+            update["jump_to"] = "end"
+        return update
+
+    @hook_config(can_jump_to=["end"])
+    @override
+    async def aafter_model(self, state: BrixAgentState, runtime: Runtime[Any]) -> dict[str, Any] | None:
+        """As `after_model`."""
+        return self.after_model(state, runtime)
+
+    # Tool calls: what a guard refuses inside a tool is no failure of the tool
+
+    @override
+    def wrap_tool_call(
+        self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], ToolMessage | Command[Any]]
+    ) -> ToolMessage | Command[Any]:
+        """Let guard errors out of a tool pass by retries and error handling."""
+        with letting_through():
+            return handler(request)
+
+    @override
+    async def awrap_tool_call(
+        self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], Awaitable[ToolMessage | Command[Any]]]
+    ) -> ToolMessage | Command[Any]:
+        """Let guard errors out of a tool pass by retries and error handling."""
+        with letting_through():
+            return await handler(request)
+
+    def _guarded(self, model: BaseChatModel) -> tuple[BaseChatModel, list[AIMessage] | None]:
+        """The model behind the guards, for one call, and where its answers will be."""
+        if not self._guards_models:
+            return model, None
+        if isinstance(model, GuardedChatModel):
+            raise BrixConfigurationError(
+                "the agent's model is guarded already, and would be charged twice. Give all options to "
+                "BrixMiddleware and the bare model to create_agent; or keep the guarded model, and only the limits of "
+                "BrixMiddleware: BrixMiddleware(max_tool_calls=..., tool_loop_detection=False)"
+            )
+        with self._lock:
+            known = self._models.get(id(model))
+            if known is None:
+                endpoint = _endpoint(model, self._parsed, "create_agent(model=...)")
+                timeout = self._parsed.configs.get("timeout")
+                keeps_partial = timeout is not None and timeout.on_timeout == "return_partial"
+                guarded = AgentModel(endpoint, self._fallbacks, self._pipeline, keeps_partial=keeps_partial)
+                known = self._models[id(model)] = model, guarded
+                if len(self._models) > MAX_MODELS:
+                    self._models.popitem(last=False)
+            self._models.move_to_end(id(model))
+        return known[1].for_one_call()
+
+    def _judged(
+        self, request: ModelRequest[Any], response: ModelResponse[Any], answers: list[AIMessage] | None
+    ) -> ModelResponse[Any]:
+        """The response, tool calls that are too many answered."""
+        if answers is not None and not answers:
+            raise BrixConfigurationError(
+                "a middleware behind BrixMiddleware answered without the guarded model, so that a call may have passed "
+                "by the guards. Put BrixMiddleware last in middleware=[...]"
+            )
+        self._check_structured(request, response)
+        return self._within_limits(request, response)
+
+    def _ended_by(self, error: BrixLoopError) -> ModelResponse[Any]:
+        if not self._ends_loops:
+            raise error
+        return ModelResponse(result=[last_word(error.guard, error.message)])
+
+    def _out_of_model_calls(self, request: ModelRequest[Any]) -> ModelResponse[Any] | None:
+        """The end of the run, when it has made all its model calls."""
+        limit = self._max_model_calls
+        if limit is None or int(request.state.get("brix_model_calls", 0)) < limit:  # type: ignore[call-overload]
+            return None
+        error = BrixRunLimitError(
+            f"this run has made all the model calls it may (max_model_calls={limit}); raise the limit, or ask again",
+            limit=limit,
+        )
+        if self._on_limit == "raise":
+            raise error
+        return ModelResponse(result=[last_word(error.guard, error.message)])
+
+    def _within_limits(self, request: ModelRequest[Any], response: ModelResponse[Any]) -> ModelResponse[Any]:
+        pending = pending_calls(response.result)
+        if not pending or (self._max_tool_calls is None and not self._max_each):
+            return response
+        made: Counter[str] = Counter(request.state.get("brix_tool_calls", {}))  # type: ignore[call-overload]
+        refused: dict[str | None, BrixRunLimitError] = {}
+        for call in pending:
+            error = self._refusal(call["name"], made)
+            if error is None:
+                made[call["name"]] += 1
+            else:
+                refused[call["id"]] = error
+        if not refused:
+            return response
+        first = next(iter(refused.values()))
+        if self._on_limit == "raise":
+            raise first
+        result: list[BaseMessage] = [*response.result]
+        ends = self._on_limit == "end"
+        for call in pending:
+            if call["id"] in refused:
+                result.append(not_run(call, f"{refused[call['id']].message}. Answer with what you have."))
+            elif ends:
+                result.append(not_run(call, "the run has ended"))
+        if ends:
+            result.append(last_word(first.guard, first.message))
+        return replace(response, result=result)
+
+    def _refusal(self, name: str, made: Counter[str]) -> BrixRunLimitError | None:
+        """Why one more call of a tool is too many; None when it is not."""
+        each = self._max_each.get(name)
+        if each is not None and made[name] >= each:
+            what = f"this run has made all the calls of {name} it may (max_tool_calls[{name!r}]={each})"
+            return BrixRunLimitError(what, limit=each)
+        if self._max_tool_calls is not None and made.total() >= self._max_tool_calls:
+            what = f"this run has made all the tool calls it may (max_tool_calls={self._max_tool_calls})"
+            return BrixRunLimitError(what, limit=self._max_tool_calls)
+        return None
+
+    def _check_structured(self, request: ModelRequest[Any], response: ModelResponse[Any]) -> None:
+        """Bound how often LangChain asks again for structured output that does not fit.
+
+        Raises:
+            BrixSchemaError: It has done so often enough.
+        """
+        objections = {m.name for m in response.result if isinstance(m, ToolMessage)}
+        if request.response_format is None or response.structured_response is not None or not objections:
+            return
+        attempts = structured_attempts([*since_user(request.messages), *response.result], objections)
+        if len(attempts) > self._max_schema_retries:
+            name = attempts[-1][0]
+            raise BrixSchemaError(
+                f"no valid {name} in {len(attempts)} answer(s): max_schema_retries={self._max_schema_retries} is used "
+                f"up; raise it, or simplify the schema. The last one: {attempts[-1][1].problems[0][1]}",
+                attempts=[attempt for _, attempt in attempts],
+                schema_name=name,
+            )
+
+
+def _tool_limits(given: Limits | None) -> tuple[int | None, dict[str, int]]:
+    if given is None:
+        return None, {}
+    if isinstance(given, Mapping):
+        return None, {name: checks.whole(f"max_tool_calls[{name!r}]", each, 0) for name, each in given.items()}
+    return checks.whole("max_tool_calls", given, 0), {}
+
+
+__all__ = ["MAX_MODELS", "BrixAgentState", "BrixMiddleware", "Limits"]

@@ -1,0 +1,138 @@
+"""Outermost runs, as callbacks see them: what belongs to which, how many calls it made, whether its tools loop."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter, OrderedDict
+from typing import Any, Final
+from uuid import UUID
+
+from brix_core.errors import BrixGuardBlockedError, BrixLoopError
+from brix_core.loops import MAX_QUOTED
+from brix_core.steps import canonical
+
+MAX_RUNS: Final = 100_000
+"""Runs under way that are remembered; beyond them, the longest untouched is forgotten."""
+
+MAX_RESULTS: Final = 1_000
+"""Different results of tool calls that an outermost run remembers."""
+
+ToolUse = tuple[str, str]
+"""Name and input of a tool call."""
+
+
+class BrixRunLimitError(BrixGuardBlockedError):
+    """The outermost run has made all the calls it may.
+
+    Args:
+        message: See `brix_core.BrixError`.
+        limit: Calls it may make.
+    """
+
+    guard = "run_limit"
+
+    def __init__(self, message: str = "", *, limit: int = 0) -> None:
+        super().__init__(message)
+        self.limit = limit
+
+
+class OutermostRun:
+    """One run of the application: a chain, an agent, a graph, or a model by itself.
+
+    Attributes:
+        run_id: LangChain's.
+        task: The asyncio task in which it began, if any.
+    """
+
+    def __init__(self, run_id: UUID) -> None:
+        self.run_id = run_id
+        self.task = running_task()
+        self._calls: Counter[str] = Counter()
+        self._seen: OrderedDict[int, None] = OrderedDict()
+        self._again: Counter[tuple[ToolUse, int]] = Counter()
+
+    def count(self, what: str, limit: int | None, option: str) -> None:
+        """Count a call.
+
+        Raises:
+            BrixRunLimitError: There were enough.
+        """
+        if limit is not None and self._calls[what] >= limit:
+            raise BrixRunLimitError(
+                f"this run has made all the {what} calls it may ({option}={limit}); raise {option}, or find out "
+                "why the run does not come to an end",
+                limit=limit,
+            )
+        self._calls[what] += 1
+
+    def refuse_repeats(self, use: ToolUse, threshold: int) -> None:
+        """Refuse a tool call that came to the same result so often, with nothing new from any tool in between.
+
+        Raises:
+            BrixLoopError: It would be a loop.
+        """
+        repeats = max((times for (before, _), times in self._again.items() if before == use), default=0)
+        if repeats >= threshold:
+            what = f"{use[0]}({use[1] if len(use[1]) <= MAX_QUOTED else use[1][: MAX_QUOTED - 1] + '…'})"
+            raise BrixLoopError(
+                f"{what} came to the same result {repeats} times without anything new "
+                f"(exact_loop_threshold={threshold}), and was not run again. Change the prompt or the tools, end the "
+                "run, or raise the limit",
+                kind="tool",
+                repeats=repeats,
+                what=what,
+            )
+
+    def remember(self, use: ToolUse, result: str) -> None:
+        """What a tool call came to."""
+        key = (use, hash(result))
+        seen = hash(key)
+        if seen not in self._seen:
+            self._again.clear()
+        self._seen[seen] = None
+        self._seen.move_to_end(seen)
+        if len(self._seen) > MAX_RESULTS:
+            self._seen.popitem(last=False)
+        self._again[key] += 1
+
+
+class Runs:
+    """Runs under way. Not thread-safe by itself."""
+
+    def __init__(self) -> None:
+        self._outermost: OrderedDict[UUID, OutermostRun] = OrderedDict()
+
+    def of(self, run_id: UUID, parent: UUID | None) -> OutermostRun:
+        """The outermost run that a run belongs to; one whose parent is unknown is its own."""
+        run = None if parent is None else self._outermost.get(parent)
+        return run or OutermostRun(run_id)
+
+    def enter(self, run_id: UUID, parent: UUID | None) -> OutermostRun:
+        """A run that may have others in it has begun. Returns the outermost one it belongs to."""
+        run = self._outermost[run_id] = self.of(run_id, parent)
+        if len(self._outermost) > MAX_RUNS:
+            self._outermost.popitem(last=False)
+        return run
+
+    def leave(self, run_id: UUID) -> OutermostRun | None:
+        """A run has ended. Returns it if it was an outermost one."""
+        run = self._outermost.pop(run_id, None)
+        return run if run is not None and run.run_id == run_id else None
+
+
+def tool_use(serialized: dict[str, Any] | None, text: str, inputs: dict[str, Any] | None, name: Any) -> ToolUse:
+    """A tool call, in one notation."""
+    called = (serialized or {}).get("name") or name or "tool"
+    return str(called), canonical(text if inputs is None else json.dumps(inputs, default=str))
+
+
+def running_task() -> asyncio.Task[Any] | None:
+    """The asyncio task we are in, if any."""
+    try:
+        return asyncio.current_task()
+    except RuntimeError:  # no event loop in this thread
+        return None
+
+
+__all__ = ["BrixRunLimitError", "OutermostRun", "Runs", "ToolUse", "running_task", "tool_use"]

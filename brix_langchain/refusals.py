@@ -1,0 +1,162 @@
+"""Guard errors in LangChain's eyes: decisions, not failures. Nothing retries them, nothing answers over them.
+
+LangChain's own recovery catches every `Exception`. So the ``with_retry`` and ``with_fallbacks`` of whatever `guard`
+returns leave guard errors out, unless they are named; and the errors of guarded models are `ModelError`s that say
+``is_retryable = False``, which `ModelRetryMiddleware` asks for.
+
+Out of reach is what is put around something that only *contains* a guarded model, a chain's own ``with_retry`` for
+example, and `ModelFallbackMiddleware`. For the former there are `but_guard_errors` and `with_fallbacks` here; in the
+place of the latter, name the other models to the guard: ``guard(model, fallbacks=[...])``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any, cast
+
+import langchain_core.exceptions
+from langchain_core.runnables import Runnable, RunnableWithFallbacks
+
+from brix_core.call import CallRequest
+from brix_core.errors import BrixError, BrixGuardError
+from brix_core.flow import Flow
+from brix_core.pipeline import Pipeline
+
+Kinds = tuple[type[BaseException], ...]
+
+_MODEL_ERROR: type[Exception] | None = getattr(langchain_core.exceptions, "ModelError", None)
+"""From langchain-core 1.7 on."""
+
+
+def but_guard_errors(kinds: Kinds = (Exception,)) -> Kinds:
+    """These kinds of exceptions, without guard errors that are not named among them; for `isinstance`.
+
+    Example:
+        >>> from langchain_core.runnables import RunnableLambda
+        >>> chain = RunnableLambda(str.upper).with_retry(retry_if_exception_type=but_guard_errors())
+        >>> chain.invoke("paris")
+        'PARIS'
+        >>> isinstance(BrixError("no"), but_guard_errors()), isinstance(ValueError("no"), but_guard_errors())
+        (False, True)
+    """
+    return (_ButGuardErrors("ButGuardErrors", (Exception,), {"kinds": tuple(kinds)}),)
+
+
+def with_fallbacks(
+    runnable: Runnable[Any, Any],
+    fallbacks: Sequence[Runnable[Any, Any]],
+    *,
+    exceptions_to_handle: Kinds = (Exception,),
+    exception_key: str | None = None,
+) -> RunnableWithFallbacks[Any, Any]:
+    """Fallbacks as LangChain's, which are not asked when a guard has refused.
+
+    Args:
+        runnable: What is asked first.
+        fallbacks: What is asked next, in order.
+        exceptions_to_handle: When; guard errors only where they are named.
+        exception_key: See `Runnable.with_fallbacks`.
+
+    Example:
+        >>> from langchain_core.runnables import RunnableLambda
+        >>> chain = with_fallbacks(RunnableLambda(int), [RunnableLambda(len)])
+        >>> chain.invoke("42"), chain.invoke("Paris")
+        (42, 5)
+    """
+    return FallbacksButForRefusals(
+        runnable=runnable,
+        fallbacks=fallbacks,
+        exceptions_to_handle=exceptions_to_handle,
+        exception_key=exception_key,
+    )
+
+
+class RefusalsAreFinal:
+    """What `guard` returns: ``with_retry`` and ``with_fallbacks`` leave guard errors alone."""
+
+    def with_retry(self, *, retry_if_exception_type: Any = (Exception,), **kwargs: Any) -> Any:
+        """See `Runnable.with_retry`. A guard error is retried only where its own kind is named."""
+        wanted = retry_if_exception_type
+        if not callable(wanted):
+            wanted = but_guard_errors(wanted)
+        return super().with_retry(retry_if_exception_type=wanted, **kwargs)  # type: ignore[misc]
+
+    def with_fallbacks(self, fallbacks: Sequence[Runnable[Any, Any]], **kwargs: Any) -> Any:
+        """See `Runnable.with_fallbacks`. A guard error is answered over only where its own kind is named."""
+        return with_fallbacks(cast(Runnable[Any, Any], self), fallbacks, **kwargs)
+
+
+class FallbacksButForRefusals(RunnableWithFallbacks[Any, Any]):
+    """Asks no fallback when a guard has refused. Made by `with_fallbacks`."""
+
+    def batch(self, *args: Any, **kwargs: Any) -> list[Any]:
+        """Each input by itself, as `invoke`."""
+        return Runnable.batch(self, *args, **kwargs)
+
+    async def abatch(self, *args: Any, **kwargs: Any) -> list[Any]:
+        """Each input by itself, as `ainvoke`."""
+        return await Runnable.abatch(self, *args, **kwargs)
+
+
+def _handled(fallbacks: FallbacksButForRefusals) -> Kinds:
+    """What the ``except`` of `RunnableWithFallbacks` catches, asked at the moment something was raised.
+
+    ``except`` goes by the classes themselves: there is no class of all exceptions but some.
+    """
+    kinds: Kinds = fallbacks.__dict__["exceptions_to_handle"]
+    error = sys.exc_info()[1]
+    return () if error is not None and not _is_among(error, kinds) else kinds
+
+
+# A property wins over the value that pydantic keeps in the instance.
+type.__setattr__(FallbacksButForRefusals, "exceptions_to_handle", property(_handled))
+
+
+class _ButGuardErrors(type):
+    """The class of a class whose instances are exceptions of some kinds, guard errors left out."""
+
+    kinds: Kinds
+
+    def __instancecheck__(cls, instance: Any) -> bool:
+        return _is_among(instance, cls.kinds)
+
+
+def _is_among(error: Any, kinds: Kinds) -> bool:
+    if isinstance(error, BrixError):
+        kinds = tuple(kind for kind in kinds if issubclass(kind, BrixError))
+    return isinstance(error, kinds)
+
+
+class ModelPipeline(Pipeline):
+    """A pipeline whose guard errors are LangChain's `ModelError`, too, where there is such a thing."""
+
+    def _flow(self, request: CallRequest) -> Flow:
+        try:
+            return (yield from super()._flow(request))
+        except BrixGuardError as error:
+            if _MODEL_ERROR is not None and not isinstance(error, _MODEL_ERROR):
+                error.__class__ = _as_model_error(type(error))
+            raise
+
+
+@lru_cache(maxsize=256)
+def _as_model_error(kind: type[BrixGuardError]) -> type[BrixGuardError]:
+    """The same class, LangChain's `ModelError` among its bases; where it is pickled, it is the plain one again."""
+
+    def reduce(error: BrixGuardError) -> tuple[Callable[..., BrixError], tuple[Any, ...]]:
+        rebuild, (_, state) = BrixError.__reduce__(error)
+        return rebuild, (kind, state)
+
+    names = {"__module__": kind.__module__, "__doc__": kind.__doc__, "__reduce__": reduce}
+    return type(kind.__name__, (kind, _MODEL_ERROR), names)  # type: ignore[arg-type]
+
+
+__all__ = [
+    "FallbacksButForRefusals",
+    "ModelPipeline",
+    "RefusalsAreFinal",
+    "but_guard_errors",
+    "with_fallbacks",
+]
