@@ -13,6 +13,8 @@ from brix_core.clock import SystemClock
 from brix_core.guards import (
     BudgetConfig,
     CircuitBreakerConfig,
+    ContextConfig,
+    LoopConfig,
     ObservabilityConfig,
     RateLimitConfig,
     RetryConfig,
@@ -28,7 +30,9 @@ CONFIGS = {
     "timeout": TimeoutConfig,
     "retry": RetryConfig,
     "circuit_breaker": CircuitBreakerConfig,
+    "loop": LoopConfig,
     "schema": SchemaConfig,
+    "context": ContextConfig,
     "observability": ObservabilityConfig,
 }
 ALWAYS = {"observability", "schema"}
@@ -39,7 +43,9 @@ ACTIVATE: dict[str, dict[str, Any]] = {
     "timeout": {"per_call_timeout": 30.0},
     "retry": {"max_retries": 2},
     "circuit_breaker": {"circuit_breaker": True},
+    "loop": {"exact_loop_detection": True},
     "schema": {},
+    "context": {"max_context_tokens": 8_000},
     "observability": {},
 }
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -80,6 +86,24 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "inject_schema_in_prompt": True,
         "max_healing_seconds": None,
         "stream_mode": "partial",
+    },
+    "loop": {
+        "exact_loop_threshold": 3,
+        "semantic_loop_detection": False,
+        "semantic_loop_threshold": 0.92,
+        "tool_loop_detection": True,
+        "max_cycle_length": 4,
+        "on_loop": "inject_diversity",
+        "diversity_attempts": 2,
+        "loop_window": 10,
+        "loop_diversity_prompt": None,
+        "embedder": None,
+    },
+    "context": {
+        "context_strategy": "sliding_window",
+        "context_reserve_tokens": 500,
+        "context_summary_model": None,
+        "context_overflow": "raise",
     },
     "observability": {"trace_buffer_size": 1_000},
 }
@@ -138,10 +162,22 @@ def test_nothing_given_is_observability_alone() -> None:
         ("timeout", {"idle_timeout": 1}),
         ("retry", {"max_retries": 0}),
         ("circuit_breaker", {"circuit_breaker": True}),
+        ("loop", {"exact_loop_detection": True}),
+        ("loop", {"semantic_loop_detection": True}),
+        ("loop", {"tool_loop_detection": True}),
+        ("context", {"max_context_tokens": 8_000}),
+        ("context", {"max_context_tokens": "auto"}),
     ],
 )
 def test_each_guard_is_activated_by_its_own_options(guard: str, options: dict[str, Any]) -> None:
     assert set(parse(options).configs) == {guard, *ALWAYS}
+
+
+@pytest.mark.parametrize("switch", ["exact_loop_detection", "semantic_loop_detection", "tool_loop_detection"])
+def test_a_switch_that_is_off_activates_nothing(switch: str) -> None:
+    assert set(parse({switch: False}).configs) == ALWAYS
+    with pytest.raises(BrixConfigurationError, match="on_loop has no effect"):
+        parse({switch: False, "on_loop": "raise"})
 
 
 NUMBERS = {
@@ -163,6 +199,7 @@ NUMBERS = {
     "retry_budget_seconds",
     "circuit_open_seconds",
     "max_healing_seconds",
+    "semantic_loop_threshold",
 }
 WHOLE = {
     "max_schema_retries",
@@ -172,6 +209,8 @@ WHOLE = {
     "circuit_success_threshold",
     "circuit_half_open_probes",
     "trace_buffer_size",
+    "max_cycle_length",
+    "diversity_attempts",
 }
 WORDS = {
     "budget_strategy": ("block", "warn"),
@@ -179,17 +218,27 @@ WORDS = {
     "rate_limit_scope": ("session", "provider"),
     "on_timeout": ("raise", "return_partial"),
     "stream_mode": ("partial", "validated"),
+    "on_loop": ("inject_diversity", "raise"),
+    "context_strategy": ("sliding_window", "importance", "summarize"),
+    "context_overflow": ("raise", "truncate"),
 }
-FLAGS = {"budget_clamp_output", "adaptive_rate_limiting", "inject_schema_in_prompt"}
-ZERO_ALLOWED = {"max_backoff", "retry_budget_seconds", "max_retries", "max_schema_retries"}
+FLAGS = {"budget_clamp_output", "adaptive_rate_limiting", "inject_schema_in_prompt", "semantic_loop_detection"}
+LOOP_SWITCHES = {"exact_loop_detection", "semantic_loop_detection", "tool_loop_detection"}
+ELSEWHERE = {
+    *("prices", "retry_on", "response_schema"),  # further down
+    *("exact_loop_detection", "tool_loop_detection"),  # above; the others are in the tests of G10 and G7
+    *("exact_loop_threshold", "loop_window", "loop_diversity_prompt", "embedder"),
+    *("max_context_tokens", "context_reserve_tokens", "context_summary_model"),
+}
+ZERO_ALLOWED = {"max_backoff", "retry_budget_seconds", "max_retries", "max_schema_retries", "diversity_attempts"}
 INFINITE_ALLOWED = {"max_cost_usd"}
-FRACTIONS = {"budget_warning_threshold", "min_rate_floor", "rate_reduction_factor"}
+FRACTIONS = {"budget_warning_threshold", "min_rate_floor", "rate_reduction_factor", "semantic_loop_threshold"}
 AT_LEAST_ONE = {"rate_recovery_factor", "backoff_base"}
 
 
 def test_every_option_has_a_kind_here() -> None:
     every: set[str] = set().union(*map(fields, CONFIGS.values()))
-    assert NUMBERS | WHOLE | set(WORDS) | FLAGS | {"prices", "retry_on", "response_schema"} == every
+    assert NUMBERS | WHOLE | set(WORDS) | FLAGS | ELSEWHERE == every
 
 
 @pytest.mark.parametrize("option", sorted(NUMBERS | WHOLE))
@@ -347,7 +396,8 @@ def test_an_option_like_no_other_is_refused_with_the_list(unknown: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "option", sorted(set().union(*(fields(CONFIGS[guard]) for guard in CONFIGS if guard not in ALWAYS)))
+    "option",
+    sorted(set().union(*(fields(CONFIGS[guard]) for guard in CONFIGS if guard not in ALWAYS)) - LOOP_SWITCHES),
 )
 def test_an_option_of_a_guard_that_is_not_active_is_refused(option: str) -> None:
     guard = guard_of(option)
@@ -356,13 +406,14 @@ def test_an_option_of_a_guard_that_is_not_active_is_refused(option: str) -> None
         "requests_per_minute",
         "tokens_per_minute",
         "max_retries",
+        "max_context_tokens",
         *(name for name in fields(TimeoutConfig) if name.endswith("timeout") and name != "on_timeout"),
     }
     value = DEFAULTS[guard].get(option)
     if option in activating:
-        assert guard in parse({option: 1}).configs
+        assert guard in parse({option: 1_000}).configs
     else:
-        value = {"prices": {}, "retry_on": [418], "burst_capacity": 1}.get(option, value)
+        value = {"prices": {}, "retry_on": [418], "burst_capacity": 1}.get(option, "x" if value is None else value)
         with pytest.raises(BrixConfigurationError, match=f"{option} has no effect: the {guard} guard is not active"):
             parse({option: value})
 
