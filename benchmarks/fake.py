@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -11,10 +12,14 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 
 CHUNKS = 2_000
 USAGE = {"input_tokens": 10, "output_tokens": 5, "total_tokens": 15}
+WORDS = [f"word{number * 7919 % 1_000} " for number in range(CHUNKS)]
+"""What is streamed; not the same over and over, which would be a loop."""
+
+_numbers = itertools.count()
 
 
 class BareModel(BaseChatModel):
-    """Answers at once, with usage; streams `CHUNKS` words."""
+    """Answers at once, with usage, never the same; streams `WORDS`."""
 
     model_name: str = "gpt-4o-mini"
 
@@ -23,21 +28,21 @@ class BareModel(BaseChatModel):
         return "bare"
 
     def _generate(self, messages: list[BaseMessage], *args: Any, **kwargs: Any) -> ChatResult:
-        message = AIMessage("Paris", usage_metadata=USAGE)  # type: ignore[arg-type]
+        message = AIMessage(f"Paris {next(_numbers)}", usage_metadata=USAGE)  # type: ignore[arg-type]
         return ChatResult(generations=[ChatGeneration(message=message)])
 
     async def _agenerate(self, messages: list[BaseMessage], *args: Any, **kwargs: Any) -> ChatResult:
         return self._generate(messages)
 
     def _stream(self, messages: list[BaseMessage], *args: Any, **kwargs: Any) -> Iterator[ChatGenerationChunk]:
-        for _ in range(CHUNKS):
-            yield ChatGenerationChunk(message=AIMessageChunk("word "))
+        for word in WORDS:
+            yield ChatGenerationChunk(message=AIMessageChunk(word))
 
     async def _astream(
         self, messages: list[BaseMessage], *args: Any, **kwargs: Any
     ) -> AsyncIterator[ChatGenerationChunk]:
-        for _ in range(CHUNKS):
-            yield ChatGenerationChunk(message=AIMessageChunk("word "))
+        for word in WORDS:
+            yield ChatGenerationChunk(message=AIMessageChunk(word))
 
 
 def history(turns: int) -> list[BaseMessage]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import itertools
 import json
 import os
 import platform
@@ -47,8 +48,10 @@ UNTIMED: dict[str, Any] = {
     "max_retries": 2,
     "circuit_breaker": True,
     "per_step_timeout": 3_600.0,
+    "exact_loop_detection": True,
+    "max_context_tokens": 10_000_000,
 }
-"""Every guard; of the time limits only the one that needs no second thread."""
+"""Every guard but the schema's; of the time limits only the one that needs no second thread."""
 
 ALL: dict[str, Any] = {**UNTIMED, "per_call_timeout": 60.0, "first_token_timeout": 60.0, "idle_timeout": 60.0}
 
@@ -130,12 +133,14 @@ def per_chunk() -> list[Row]:
     """What the guards add to each chunk of a stream."""
     bare, timed, untimed = BareModel(), guarded(ALL), guarded(UNTIMED)
 
+    numbers = itertools.count()
+
     def read(model: Any) -> None:
-        for _ in model.stream("Count."):
+        for _ in model.stream(f"Count, {next(numbers)}."):
             pass
 
     async def aread(model: Any) -> None:
-        async for _ in model.astream("Count."):
+        async for _ in model.astream(f"Count, {next(numbers)}."):
             pass
 
     models = (bare, timed, untimed)
@@ -204,7 +209,10 @@ class BareClient(openai.AsyncOpenAI):
             }
         )
 
+        numbers = itertools.count()
+
         async def create(**kwargs: Any) -> ChatCompletion:
+            answer.choices[0].message.content = f"Paris {next(numbers)}"  # never the same: no loop
             return answer
 
         return SimpleNamespace(completions=SimpleNamespace(create=create))
@@ -290,13 +298,14 @@ def report(rows: Sequence[Row]) -> str:
         "history.",
         "",
         "Around the model are: budget, rate limit (requests and tokens), retry, circuit breaker, failover, timeouts",
-        "(per step, per call, first token, idle) and observability. A blocking call with a call timeout is handed to a",
-        "worker thread, so that its caller is released in time whatever the client does; that hand-over is most of the",
-        "difference between the `invoke` rows with and without one",
+        "(per step, per call, first token, idle), loop (answers, tools, streams), context and observability. A",
+        "blocking call with a call timeout is handed to a worker thread, so that its caller is released in time",
+        "whatever the client does; that hand-over is most of the difference between the `invoke` rows with and",
+        "without one",
         "(see [decision 0009](decisions/0009-time-limits-without-threads-that-hang.md)).",
         "",
         "brix-protocol runs with its budget, rate limit, timeout, loop (exact), context, retry and observability",
-        "guards; ours with all of the above. It has no streams; loop and context guards are not part of ours yet.",
+        "guards; ours with all of the above. It has no streams.",
         "",
         "| what | ratio | target | | figures |",
         "|---|---:|---|---|---|",
