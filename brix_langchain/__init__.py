@@ -1,8 +1,50 @@
 """Guards for LangChain: ``guard(model, max_cost_usd=1.0, max_retries=3)`` is still a chat model."""
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any, Final
+
+from brix_core.errors import BrixConfigurationError as _ConfigurationError
+from brix_langchain.cache import BrixCache
 from brix_langchain.callbacks import BrixCallbackHandler
 from brix_langchain.chat_model import GuardedChatModel
 from brix_langchain.guarding import guard
+from brix_langchain.output_parser import BrixOutputParser
+from brix_langchain.rate_limiter import BrixRateLimiter
 from brix_langchain.retrieval import GuardedRetriever, LangChainRetrievalProvider
 
-__all__ = ["BrixCallbackHandler", "GuardedChatModel", "GuardedRetriever", "LangChainRetrievalProvider", "guard"]
+if TYPE_CHECKING:
+    from brix_langchain.agent_executor import guard_agent_executor
+    from brix_langchain.middleware import BrixMiddleware
+
+_IN_EXTRA: Final = {"BrixMiddleware": "middleware", "guard_agent_executor": "agent_executor"}
+"""Names that need the extra ``langchain``, and their modules."""
+
+
+def __getattr__(name: str) -> Any:
+    """Load what needs an extra when it is asked for."""
+    if name not in _IN_EXTRA:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        module = importlib.import_module(f"brix_langchain.{_IN_EXTRA[name]}")
+    except ModuleNotFoundError as error:
+        missing = str(error.name).partition(".")[0]
+        raise _ConfigurationError(
+            f'{name} needs {missing}, which is not installed: pip install "brix-guards[langchain]"'
+        ) from error
+    return getattr(module, name)
+
+
+__all__ = [
+    "BrixCache",
+    "BrixCallbackHandler",
+    "BrixMiddleware",
+    "BrixOutputParser",
+    "BrixRateLimiter",
+    "GuardedChatModel",
+    "GuardedRetriever",
+    "LangChainRetrievalProvider",
+    "guard",
+    "guard_agent_executor",
+]

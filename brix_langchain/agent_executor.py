@@ -9,13 +9,14 @@ import dataclasses
 import json
 import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, aclosing, nullcontext
 from functools import cache
 from typing import Any, Final, Literal, cast
 
-from langchain_classic.agents import AgentExecutor
+from langchain_classic.agents import AgentExecutor, AgentExecutorIterator
 from langchain_core.agents import AgentAction, AgentFinish, AgentStep
+from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.language_models import BaseChatModel, BaseLanguageModel
 from langchain_core.runnables import (
     RunnableBinding,
@@ -24,6 +25,7 @@ from langchain_core.runnables import (
     RunnableSequence,
     run_in_executor,
 )
+from langchain_core.runnables.config import merge_configs
 from pydantic import PrivateAttr
 from typing_extensions import override
 
@@ -39,12 +41,11 @@ from brix_core.steps import Step
 from brix_core.turns import written
 from brix_langchain.binding import rebind
 from brix_langchain.callbacks import BrixCallbackHandler
+from brix_langchain.chat_model import GuardedChatModel
 from brix_langchain.guarding import guard
 from brix_langchain.sessions import session_of
 
 _LOOP_OPTIONS: Final = frozenset(field.name for field in dataclasses.fields(LoopConfig))
-
-_Traces = Callable[[str | None], list[dict[str, Any]]]
 
 
 def guard_agent_executor(
@@ -66,7 +67,8 @@ def guard_agent_executor(
             raises it at once. Either way the agent's model is not asked again.
         **options: See `brix_core.GuardOptions`. Those of the loop guard are about the agent's steps
             (``tool_loop_detection`` is on unless False is given); all others guard the agent's model, as
-            `brix_langchain.guard` does, or where it cannot be reached, as `BrixCallbackHandler` does.
+            `brix_langchain.guard` does, or where it cannot be reached, as `BrixCallbackHandler` does. Fallbacks get the
+            agent's tools as they are bound, in the words of its own model's provider.
 
     Returns:
         An executor of the same class.
@@ -99,14 +101,12 @@ def guard_agent_executor(
         loops["on_loop"] = "raise" if on_loop == "raise" else "inject_diversity"
     config: LoopConfig | None = parse(loops).configs.get("loop")
 
-    fields = dict(executor.__dict__)
-    traces: _Traces | None = None
-    if calls:
-        traces = _guard_model(fields, calls)
+    fields = {**executor.__dict__, "name": executor.get_name()}  # by which events are told apart
+    model = _guarded_model(fields, calls) if calls else None
     kind = _guarded_class(type(executor))
     guarded = kind.model_construct(_fields_set=set(executor.model_fields_set), **fields)
-    guarded._loops = None if config is None else _LoopWatch(config)
-    guarded._traces = traces
+    guarded._loops = None if config is None or not config.tool_loop_detection else _LoopWatch(config)
+    guarded._model = model
     return guarded
 
 
@@ -114,7 +114,7 @@ class GuardedAgentExecutor(AgentExecutor):
     """An agent executor behind guards. Made by `guard_agent_executor`."""
 
     _loops: _LoopWatch | None = PrivateAttr(default=None)
-    _traces: _Traces | None = PrivateAttr(default=None)
+    _model: GuardedChatModel | BrixCallbackHandler | None = PrivateAttr(default=None)
 
     def get_traces(self, session_id: str | None = None) -> list[dict[str, Any]]:
         """Trace entries of the agent's model calls, newest first; none when no option is about its model.
@@ -122,7 +122,15 @@ class GuardedAgentExecutor(AgentExecutor):
         Args:
             session_id: Only those of this session.
         """
-        return [] if self._traces is None else self._traces(session_id)
+        return [] if self._model is None else self._model.get_traces(session_id)
+
+    def _told(self, config: RunnableConfig | None) -> RunnableConfig | None:
+        """The configuration with our callbacks: what is in the field `callbacks` no model inside hears of."""
+        return (
+            merge_configs(config, {"callbacks": [self._model]})
+            if isinstance(self._model, BaseCallbackHandler)
+            else config
+        )
 
     # One step: the model says what to do, and the tools do it
 
@@ -168,20 +176,20 @@ class GuardedAgentExecutor(AgentExecutor):
     @override
     def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> dict[str, Any]:
         with _in_session(session_of(config)):
-            return super().invoke(input, config, **kwargs)
+            return super().invoke(input, self._told(config), **kwargs)
 
     @override
     async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> dict[str, Any]:
         with _in_session(session_of(config)):
             try:
-                return await super().ainvoke(input, config, **kwargs)
+                return await super().ainvoke(input, self._told(config), **kwargs)
             except _OutOfTimeError as out_of_time:
                 raise out_of_time.error from out_of_time.error.__cause__
 
     @override
     def stream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Iterator[Any]:
         name = session_of(config)
-        steps = super().stream(input, config, **kwargs)
+        steps = super().stream(input, self._told(config), **kwargs)
         while True:
             with _in_session(name):  # never across a yield
                 item = next(steps, None)
@@ -192,7 +200,7 @@ class GuardedAgentExecutor(AgentExecutor):
     @override
     async def astream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> AsyncIterator[Any]:
         name = session_of(config)
-        async with aclosing(cast(Any, super().astream(input, config, **kwargs))) as steps:
+        async with aclosing(cast(Any, super().astream(input, self._told(config), **kwargs))) as steps:
             while True:
                 with _in_session(name):
                     try:
@@ -202,6 +210,11 @@ class GuardedAgentExecutor(AgentExecutor):
                 if item is None:
                     return
                 yield item
+
+    @override
+    def iter(self, inputs: Any, callbacks: Any = None, **kwargs: Any) -> AgentExecutorIterator:
+        told = self._told({"callbacks": callbacks}) or {}
+        return super().iter(inputs, told.get("callbacks"), **kwargs)
 
 
 class _OutOfTimeError(BrixGuardBlockedError):
@@ -278,7 +291,8 @@ class _LoopWatch:
         return self._answered(run, batch, await run_in_executor(None, self._loop, list(run.steps)))
 
     def _run(self, run_manager: Any) -> _Run:
-        return self._runs.setdefault(run_manager, _Run(self._config.reach))
+        fresh = _Run(self._config.reach)
+        return fresh if run_manager is None else self._runs.setdefault(run_manager, fresh)
 
     def _loop(self, steps: Sequence[Step]) -> Loop | None:
         loop = tool_loop(steps, **self._find)
@@ -316,23 +330,16 @@ def _guarded_class(kind: type[AgentExecutor]) -> type[GuardedAgentExecutor]:
     return type(f"Guarded{kind.__name__}", (GuardedAgentExecutor, kind), {"__module__": kind.__module__})
 
 
-def _guard_model(fields: dict[str, Any], options: Mapping[str, Any]) -> _Traces:
-    """Guard the agent's model, in the executor's fields; how to read its traces."""
+def _guarded_model(fields: dict[str, Any], options: Mapping[str, Any]) -> GuardedChatModel | BrixCallbackHandler:
+    """Guard the agent's model, in the executor's fields; where it cannot be reached, by callbacks."""
     agent = fields["agent"]
     runnable: Any = getattr(agent, "runnable", None)
     models = list(_models_in(runnable))
-    if len(models) == 1 and isinstance(models[0], BaseChatModel):
-        guarded = guard(models[0], **options)
-        fields["agent"] = agent.model_copy(update={"runnable": rebind(runnable, models[0], guarded)})
-        return guarded.get_traces
-    handler = BrixCallbackHandler(**options)
-    given = fields.get("callbacks")
-    if given is None or isinstance(given, list):
-        fields["callbacks"] = [*(given or ()), handler]
-    else:
-        fields["callbacks"] = given.copy()
-        fields["callbacks"].add_handler(handler)
-    return handler.get_traces
+    if len(models) != 1 or not isinstance(models[0], BaseChatModel):
+        return BrixCallbackHandler(**options)
+    guarded: Any = guard(models[0], **options)
+    fields["agent"] = agent.model_copy(update={"runnable": rebind(runnable, models[0], guarded)})
+    return cast(GuardedChatModel, guarded)
 
 
 def _models_in(runnable: Any) -> Iterator[BaseLanguageModel[Any]]:

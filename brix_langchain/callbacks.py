@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, Unpack
 from uuid import UUID
@@ -21,8 +19,8 @@ from brix_core.pipeline import Pipeline
 from brix_core.session import Session, current_session_id
 from brix_langchain.callback_options import parse_for_callbacks
 from brix_langchain.called_model import CalledModel, answer_of, billed, billed_in, is_from_cache
-from brix_langchain.open_calls import MAX_OPEN, OpenCall, OpenCalls, withdraw
-from brix_langchain.outermost import BrixRunLimitError, OutermostRun, Runs, ToolUse, running_task, tool_use
+from brix_langchain.open_calls import OpenCall, OpenCalls, withdraw
+from brix_langchain.outermost import BrixRunLimitError, Runs, running_task, tool_use
 from brix_langchain.reading import added, usage_of
 from brix_langchain.sessions import session_of
 
@@ -100,9 +98,7 @@ class BrixCallbackHandler(BaseCallbackHandler):
         self._pipeline = Pipeline(parsed)
         self._guarded = compose([guard for guard in self._pipeline.guards if guard is not self._pipeline.traces])
         self._open = OpenCalls()
-        self._lock = threading.RLock()  # the garbage collector may close a stream while this thread holds it
         self._runs = Runs()
-        self._tools: OrderedDict[UUID, tuple[OutermostRun, ToolUse]] = OrderedDict()
 
     # What the guards know
 
@@ -211,33 +207,23 @@ class BrixCallbackHandler(BaseCallbackHandler):
     ) -> None:
         """Refuse a tool call, or let it go."""
         use = tool_use(serialized, input_str, inputs, kwargs.get("name"))
-        with self._lock:
-            run = self._runs.enter(run_id, parent_run_id)
-            try:
-                if self._tool_threshold is not None:
-                    run.refuse_repeats(use, self._tool_threshold)
-                run.count("tool", self._max_tool_calls, "max_tool_calls_per_run")
-            except BaseException:
-                self._runs.leave(run_id)
-                raise
-            self._tools[run_id] = run, use
-            if len(self._tools) > MAX_OPEN:
-                self._tools.popitem(last=False)
+        self._runs.begin_tool(run_id, parent_run_id, use, threshold=self._tool_threshold, limit=self._max_tool_calls)
 
     def on_tool_end(self, output: Any, *, run_id: UUID, **kwargs: Any) -> None:
         """Remember what the tool came to."""
-        self._tool_ended(run_id, str(getattr(output, "content", output)))
+        self._runs.end_tool(run_id, str(getattr(output, "content", output)))
+        self._left(run_id)
 
     def on_tool_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
         """Remember how the tool failed."""
-        self._tool_ended(run_id, repr(error), error)
+        self._runs.end_tool(run_id, repr(error))
+        self._left(run_id, error)
 
     # Whatever else runs, to know what belongs to which
 
     def on_chain_start(self, *args: Any, run_id: UUID, parent_run_id: UUID | None = None, **kwargs: Any) -> None:
         """A run has begun."""
-        with self._lock:
-            self._runs.enter(run_id, parent_run_id)
+        self._runs.enter(run_id, parent_run_id)
 
     def on_chain_end(self, *args: Any, run_id: UUID, **kwargs: Any) -> None:
         """A run has ended."""
@@ -267,24 +253,21 @@ class BrixCallbackHandler(BaseCallbackHandler):
         params = invocation_params or {}
         batch = invocation_params if batch_size > 1 else None
         model = CalledModel(serialized or {}, params, metadata or {}, strict=self._strict)
-        with self._lock:
-            run = self._runs.of(run_id, parent_run_id)
+        run = self._runs.of(run_id, parent_run_id)
         try:
             request = self._pipeline.request(model, messages, params, session_id=_session(metadata or {}))
             request.call.run_id = request.session.run_id = str(run_id)
             step = Stepwise(self._pipeline.traces.flow(request, self._watched), self._pipeline.clock)
             step.begin()
             try:
-                with self._lock:
-                    run.count("model", self._max_calls, "max_calls_per_run")
+                run.count("model", self._max_calls, "max_calls_per_run")
             except BrixRunLimitError as error:
                 step.withdraw(error)
         except Exception as error:
             withdraw(run_id, batch, error)
             raise
-        task = (
-            running_task() if chat else None
-        )  # a string model's `agenerate` tells of beginnings in tasks of their own
+        # A string model's `agenerate` tells of beginnings in tasks of their own, which do not make the call.
+        task = running_task() if chat else None
         self._open.add(run_id, OpenCall(step=step, model=request.model, run=run, batch=batch, chat=chat, task=task))
 
     def _watched(self, request: CallRequest) -> Flow:
@@ -297,17 +280,9 @@ class BrixCallbackHandler(BaseCallbackHandler):
 
     def _left(self, run_id: UUID, error: BaseException | None = None) -> None:
         """A run has ended."""
-        with self._lock:
-            run = self._runs.leave(run_id)
+        run = self._runs.leave(run_id)
         if run is not None and self._open:
             self._open.run_ended(run, error)
-
-    def _tool_ended(self, run_id: UUID, result: str, error: BaseException | None = None) -> None:
-        with self._lock:
-            run, use = self._tools.pop(run_id, (None, None))
-            if run is not None and use is not None:
-                run.remember(use, result)
-        self._left(run_id, error)
 
 
 def _limit(name: str, value: int | None) -> int | None:

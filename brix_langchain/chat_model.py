@@ -24,7 +24,9 @@ from brix_core.pipeline import Pipeline
 from brix_core.session import Session, current_session_id
 from brix_langchain.binding import bound_arguments, rebind
 from brix_langchain.endpoint import ChatModelEndpoint
+from brix_langchain.inside import described
 from brix_langchain.partial_answers import awith_ending, marked_result, with_ending, without_partial_answers
+from brix_langchain.refusals import RefusalsAreFinal
 from brix_langchain.sessions import session_of
 
 _TAKEN_OVER = (
@@ -46,7 +48,7 @@ _SESSION: Final = "_brix_session"
 LangChain hands arguments on, so that neither caches nor traces see it."""
 
 
-class GuardedChatModel(BaseChatModel):
+class GuardedChatModel(RefusalsAreFinal, BaseChatModel):
     """A chat model whose every call passes the guards. Made by `brix_langchain.guard`.
 
     It is used like the model it wraps: invoke, stream, batch and their async twins, ``bind_tools``,
@@ -275,7 +277,7 @@ class GuardedChatModel(BaseChatModel):
 
     @cached_property
     def _serialized(self) -> dict[str, Any]:
-        return cast(dict[str, Any], dumpd(self.inner))
+        return described(dumpd(self.inner), self._pipeline)
 
     def _get_invocation_params(self, stop: list[str] | None = None, **kwargs: Any) -> dict[str, Any]:
         kwargs.pop(_SESSION, None)

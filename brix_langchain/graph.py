@@ -202,7 +202,8 @@ def guarded_graph(graph: _G, options: dict[str, Any]) -> _G:
 
 @lru_cache(maxsize=64)
 def _guarded_class(base: type[Any]) -> type[Any]:
-    return type(f"Guarded{base.__name__}", (GuardedGraph, base), {"__module__": __name__, "__doc__": GuardedGraph.__doc__})
+    names = {"__module__": __name__, "__doc__": GuardedGraph.__doc__}
+    return type(f"Guarded{base.__name__}", (GuardedGraph, base), names)
 
 
 def _of_class(kind: type[Any], attributes: dict[str, Any]) -> Any:

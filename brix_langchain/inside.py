@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 from langchain_core.callbacks import BaseCallbackHandler
 
@@ -16,18 +16,23 @@ from brix_core.store import Store
 from brix_langchain.callbacks import BrixCallbackHandler
 from brix_langchain.sessions import session_of
 
-_MARK: Final = "brix_charges"
-"""In the description that callbacks get of a guarded model: where it charges its calls by itself."""
+
+class Description(dict[str, Any]):
+    """What callbacks are told of a guarded model: the same as of the bare one, and where its calls are charged."""
+
+    store: Store | None = None
 
 
-def marked(serialized: dict[str, Any], pipeline: Pipeline) -> dict[str, Any]:
-    """The description of a model, which says so when its guards charge its calls to an account of a store."""
-    return {**serialized, _MARK: id(pipeline.store)} if "budget" in pipeline.names else serialized
+def described(serialized: Mapping[str, Any], pipeline: Pipeline) -> Description:
+    """The description of a model behind the guards of this pipeline."""
+    description = Description(serialized)
+    description.store = pipeline.store if "budget" in pipeline.names else None
+    return description
 
 
 def charges(serialized: Mapping[str, Any] | None, store: Store) -> bool:
     """Whether this is a model whose own guards charge its calls to an account of this store."""
-    return bool(serialized) and serialized.get(_MARK) == id(store)  # type: ignore[union-attr]
+    return isinstance(serialized, Description) and serialized.store is store
 
 
 class Inside(BrixCallbackHandler):
@@ -101,4 +106,4 @@ class Gate(BaseCallbackHandler):
     on_llm_start = on_tool_start = on_retriever_start = on_chat_model_start
 
 
-__all__ = ["Gate", "Inside", "charges", "marked"]
+__all__ = ["Description", "Gate", "Inside", "charges", "described"]

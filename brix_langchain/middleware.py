@@ -7,23 +7,19 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, Final, Literal, NotRequired
+from typing import Annotated, Any, Final, Literal, NotRequired, cast
 
 from langchain.agents.middleware import AgentMiddleware, AgentState, ModelRequest, ModelResponse, hook_config
 from langchain.agents.middleware.types import PrivateStateAttr
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import (
-    AIMessage,
-    BaseMessage,
-    RemoveMessage,
-    ToolMessage,
-)
+from langchain_core.messages import AIMessage, RemoveMessage, ToolCall, ToolMessage
 from langgraph.graph.message import REMOVE_ALL_MESSAGES
 from langgraph.prebuilt.tool_node import ToolCallRequest
 from langgraph.runtime import Runtime
 from langgraph.types import Command
+from langgraph.typing import ContextT
 from typing_extensions import override
 
 from brix_core import checks
@@ -58,9 +54,10 @@ class BrixAgentState(AgentState[Any]):
 
     brix_model_calls: NotRequired[Annotated[int, PrivateStateAttr]]
     brix_tool_calls: NotRequired[Annotated[dict[str, int], PrivateStateAttr]]
+    brix_refused: NotRequired[Annotated[dict[str, str], PrivateStateAttr]]
 
 
-class BrixMiddleware(AgentMiddleware[BrixAgentState, Any, Any]):
+class BrixMiddleware(AgentMiddleware[AgentState[Any], ContextT, Any]):
     """Guards every model call of an agent, stops it when its tools go round in circles, and limits its calls.
 
     The session of a budget, a rate, a trace is that of `brix_langchain.guard`: ``configurable.session_id``, else
@@ -166,7 +163,7 @@ class BrixMiddleware(AgentMiddleware[BrixAgentState, Any, Any]):
     # A run begins
 
     @override
-    def before_agent(self, state: BrixAgentState, runtime: Runtime[Any]) -> dict[str, Any] | None:
+    def before_agent(self, state: AgentState[Any], runtime: Runtime[ContextT]) -> dict[str, Any] | None:
         """Count anew; answer the tool calls that an earlier run of the thread left pending."""
         update: dict[str, Any] = {"brix_model_calls": 0, "brix_tool_calls": {}}
         answered = all_answered(state["messages"])
@@ -175,7 +172,7 @@ class BrixMiddleware(AgentMiddleware[BrixAgentState, Any, Any]):
         return update
 
     @override
-    async def abefore_agent(self, state: BrixAgentState, runtime: Runtime[Any]) -> dict[str, Any] | None:
+    async def abefore_agent(self, state: AgentState[Any], runtime: Runtime[ContextT]) -> dict[str, Any] | None:
         """As `before_agent`."""
         return self.before_agent(state, runtime)
 
@@ -183,7 +180,7 @@ class BrixMiddleware(AgentMiddleware[BrixAgentState, Any, Any]):
 
     @override
     def wrap_model_call(
-        self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]
+        self, request: ModelRequest[ContextT], handler: Callable[[ModelRequest[ContextT]], ModelResponse[Any]]
     ) -> ModelResponse[Any]:
         """One model call, through the guards."""
         with letting_through():
@@ -199,7 +196,9 @@ class BrixMiddleware(AgentMiddleware[BrixAgentState, Any, Any]):
 
     @override
     async def awrap_model_call(
-        self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
+        self,
+        request: ModelRequest[ContextT],
+        handler: Callable[[ModelRequest[ContextT]], Awaitable[ModelResponse[Any]]],
     ) -> ModelResponse[Any]:
         """One model call, through the guards."""
         with letting_through():
@@ -213,34 +212,41 @@ class BrixMiddleware(AgentMiddleware[BrixAgentState, Any, Any]):
                 return self._ended_by(error)
             return self._judged(request, response, answers)
 
-    @hook_config(can_jump_to=["end"])
+    @hook_config(can_jump_to=["model", "end"])
     @override
-    def after_model(self, state: BrixAgentState, runtime: Runtime[Any]) -> dict[str, Any] | None:
-        """Count the model call and the tool calls it asks for; leave, when a guard has ended the run."""
-        messages = state["messages"]
-        calls = Counter(state.get("brix_tool_calls", {}))
-        calls.update(call["name"] for call in pending_calls(messages))
+    def after_model(self, state: AgentState[Any], runtime: Runtime[ContextT]) -> dict[str, Any] | None:
+        """Count the calls, and refuse tool calls that are too many; leave, when a guard has ended the run."""
+        messages, kept = state["messages"], cast(Mapping[str, Any], state)
+        pending = pending_calls(messages)
+        made, refused = self._counted(kept, pending)
         update: dict[str, Any] = {
-            "brix_model_calls": state.get("brix_model_calls", 0) + 1,
-            "brix_tool_calls": dict(calls),
+            "brix_model_calls": kept.get("brix_model_calls", 0) + 1,
+            "brix_tool_calls": dict(made),
+            "brix_refused": {call_id: _told(error) for call_id, error in refused.items()},
         }
         if messages and STOPPED in messages[-1].response_metadata:
             update["jump_to"] = "end"
+        elif refused and len(refused) == len(pending):  # no need to ask a human about them
+            update["messages"] = [not_run(call, _told(refused[call["id"] or ""])) for call in pending]
+            update["jump_to"] = "model"
         return update
 
-    @hook_config(can_jump_to=["end"])
+    @hook_config(can_jump_to=["model", "end"])
     @override
-    async def aafter_model(self, state: BrixAgentState, runtime: Runtime[Any]) -> dict[str, Any] | None:
+    async def aafter_model(self, state: AgentState[Any], runtime: Runtime[ContextT]) -> dict[str, Any] | None:
         """As `after_model`."""
         return self.after_model(state, runtime)
 
-    # Tool calls: what a guard refuses inside a tool is no failure of the tool
+    # Tool calls. What a guard refuses inside a tool is no failure of the tool
 
     @override
     def wrap_tool_call(
         self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], ToolMessage | Command[Any]]
     ) -> ToolMessage | Command[Any]:
-        """Let guard errors out of a tool pass by retries and error handling."""
+        """Refuse what is too much. Guard errors out of a tool pass by retries and error handling."""
+        why = request.state.get("brix_refused", {}).get(request.tool_call["id"])
+        if why is not None:
+            return not_run(request.tool_call, why)
         with letting_through():
             return handler(request)
 
@@ -248,7 +254,10 @@ class BrixMiddleware(AgentMiddleware[BrixAgentState, Any, Any]):
     async def awrap_tool_call(
         self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], Awaitable[ToolMessage | Command[Any]]]
     ) -> ToolMessage | Command[Any]:
-        """Let guard errors out of a tool pass by retries and error handling."""
+        """Refuse what is too much. Guard errors out of a tool pass by retries and error handling."""
+        why = request.state.get("brix_refused", {}).get(request.tool_call["id"])
+        if why is not None:
+            return not_run(request.tool_call, why)
         with letting_through():
             return await handler(request)
 
@@ -276,7 +285,7 @@ class BrixMiddleware(AgentMiddleware[BrixAgentState, Any, Any]):
         return known[1].for_one_call()
 
     def _judged(
-        self, request: ModelRequest[Any], response: ModelResponse[Any], answers: list[AIMessage] | None
+        self, request: ModelRequest[ContextT], response: ModelResponse[Any], answers: list[AIMessage] | None
     ) -> ModelResponse[Any]:
         """The response, tool calls that are too many answered."""
         if answers is not None and not answers:
@@ -292,10 +301,10 @@ class BrixMiddleware(AgentMiddleware[BrixAgentState, Any, Any]):
             raise error
         return ModelResponse(result=[last_word(error.guard, error.message)])
 
-    def _out_of_model_calls(self, request: ModelRequest[Any]) -> ModelResponse[Any] | None:
+    def _out_of_model_calls(self, request: ModelRequest[ContextT]) -> ModelResponse[Any] | None:
         """The end of the run, when it has made all its model calls."""
         limit = self._max_model_calls
-        if limit is None or int(request.state.get("brix_model_calls", 0)) < limit:  # type: ignore[call-overload]
+        if limit is None or cast(Mapping[str, Any], request.state).get("brix_model_calls", 0) < limit:
             return None
         error = BrixRunLimitError(
             f"this run has made all the model calls it may (max_model_calls={limit}); raise the limit, or ask again",
@@ -305,33 +314,35 @@ class BrixMiddleware(AgentMiddleware[BrixAgentState, Any, Any]):
             raise error
         return ModelResponse(result=[last_word(error.guard, error.message)])
 
-    def _within_limits(self, request: ModelRequest[Any], response: ModelResponse[Any]) -> ModelResponse[Any]:
+    def _within_limits(self, request: ModelRequest[ContextT], response: ModelResponse[Any]) -> ModelResponse[Any]:
+        """The response, or the end of the run when it asks for too many tool calls; see `after_model`, too."""
         pending = pending_calls(response.result)
-        if not pending or (self._max_tool_calls is None and not self._max_each):
+        _, refused = self._counted(cast(Mapping[str, Any], request.state), pending)
+        if not refused or self._on_limit == "block":
             return response
-        made: Counter[str] = Counter(request.state.get("brix_tool_calls", {}))  # type: ignore[call-overload]
-        refused: dict[str | None, BrixRunLimitError] = {}
+        first = next(iter(refused.values()))
+        if self._on_limit == "raise":
+            raise first
+        whys = (refused.get(call["id"] or "") for call in pending)
+        answers = [
+            not_run(call, "the run has ended" if why is None else why.message)
+            for call, why in zip(pending, whys, strict=True)
+        ]
+        return replace(response, result=[*response.result, *answers, last_word(first.guard, first.message)])
+
+    def _counted(
+        self, state: Mapping[str, Any], pending: Sequence[ToolCall]
+    ) -> tuple[Counter[str], dict[str, BrixRunLimitError]]:
+        """Tool calls of the run, these included, and which of these are too many, by their ids."""
+        made: Counter[str] = Counter(state.get("brix_tool_calls", {}))
+        refused: dict[str, BrixRunLimitError] = {}
         for call in pending:
             error = self._refusal(call["name"], made)
             if error is None:
                 made[call["name"]] += 1
             else:
-                refused[call["id"]] = error
-        if not refused:
-            return response
-        first = next(iter(refused.values()))
-        if self._on_limit == "raise":
-            raise first
-        result: list[BaseMessage] = [*response.result]
-        ends = self._on_limit == "end"
-        for call in pending:
-            if call["id"] in refused:
-                result.append(not_run(call, f"{refused[call['id']].message}. Answer with what you have."))
-            elif ends:
-                result.append(not_run(call, "the run has ended"))
-        if ends:
-            result.append(last_word(first.guard, first.message))
-        return replace(response, result=result)
+                refused[call["id"] or ""] = error
+        return made, refused
 
     def _refusal(self, name: str, made: Counter[str]) -> BrixRunLimitError | None:
         """Why one more call of a tool is too many; None when it is not."""
@@ -344,7 +355,7 @@ class BrixMiddleware(AgentMiddleware[BrixAgentState, Any, Any]):
             return BrixRunLimitError(what, limit=self._max_tool_calls)
         return None
 
-    def _check_structured(self, request: ModelRequest[Any], response: ModelResponse[Any]) -> None:
+    def _check_structured(self, request: ModelRequest[ContextT], response: ModelResponse[Any]) -> None:
         """Bound how often LangChain asks again for structured output that does not fit.
 
         Raises:
@@ -362,6 +373,10 @@ class BrixMiddleware(AgentMiddleware[BrixAgentState, Any, Any]):
                 attempts=[attempt for _, attempt in attempts],
                 schema_name=name,
             )
+
+
+def _told(error: BrixRunLimitError) -> str:
+    return f"{error.message}. Answer with what you have."
 
 
 def _tool_limits(given: Limits | None) -> tuple[int | None, dict[str, int]]:

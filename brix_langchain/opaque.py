@@ -18,13 +18,13 @@ from brix_langchain.reading import billed_text
 
 
 class TextCodec:
-    """Reads a prompt that is one text. Use the one instance, `TEXTS`.
+    r"""Reads a prompt that is one text. Use the one instance, `TEXTS`.
 
     Example:
         >>> TEXTS.to_dict("Hello")
         {'role': 'user', 'content': 'Hello'}
         >>> TEXTS.edit(["Hello"], "Be brief.", [("user", "Go on.")]).head
-        ['Be brief.\\n\\nHello\\n\\nGo on.']
+        ['Be brief.\n\nHello\n\nGo on.']
     """
 
     def to_dict(self, message: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections import Counter, OrderedDict
 from typing import Any, Final
 from uuid import UUID
@@ -13,7 +14,10 @@ from brix_core.loops import MAX_QUOTED
 from brix_core.steps import canonical
 
 MAX_RUNS: Final = 100_000
-"""Runs under way that are remembered; beyond them, the longest untouched is forgotten."""
+"""Runs under way that are remembered; beyond them, the oldest is forgotten."""
+
+MAX_TOOLS: Final = 10_000
+"""Tool calls under way that are remembered."""
 
 MAX_RESULTS: Final = 1_000
 """Different results of tool calls that an outermost run remembers."""
@@ -48,6 +52,7 @@ class OutermostRun:
     def __init__(self, run_id: UUID) -> None:
         self.run_id = run_id
         self.task = running_task()
+        self._lock = threading.Lock()
         self._calls: Counter[str] = Counter()
         self._seen: OrderedDict[int, None] = OrderedDict()
         self._again: Counter[tuple[ToolUse, int]] = Counter()
@@ -58,13 +63,15 @@ class OutermostRun:
         Raises:
             BrixRunLimitError: There were enough.
         """
-        if limit is not None and self._calls[what] >= limit:
-            raise BrixRunLimitError(
-                f"this run has made all the {what} calls it may ({option}={limit}); raise {option}, or find out "
-                "why the run does not come to an end",
-                limit=limit,
-            )
-        self._calls[what] += 1
+        with self._lock:
+            if limit is None or self._calls[what] < limit:
+                self._calls[what] += 1
+                return
+        raise BrixRunLimitError(
+            f"this run has made all the {what} calls it may ({option}={limit}); raise {option}, or find out why the "
+            "run does not come to an end",
+            limit=limit,
+        )
 
     def refuse_repeats(self, use: ToolUse, threshold: int) -> None:
         """Refuse a tool call that came to the same result so often, with nothing new from any tool in between.
@@ -98,10 +105,15 @@ class OutermostRun:
 
 
 class Runs:
-    """Runs under way. Not thread-safe by itself."""
+    """Runs under way, and the tool calls in them."""
 
     def __init__(self) -> None:
+        self._lock = threading.RLock()  # the garbage collector may close a stream while this thread holds it
         self._outermost: OrderedDict[UUID, OutermostRun] = OrderedDict()
+        self._tools: OrderedDict[UUID, tuple[OutermostRun, ToolUse]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._outermost) + len(self._tools)
 
     def of(self, run_id: UUID, parent: UUID | None) -> OutermostRun:
         """The outermost run that a run belongs to; one whose parent is unknown is its own."""
@@ -110,15 +122,46 @@ class Runs:
 
     def enter(self, run_id: UUID, parent: UUID | None) -> OutermostRun:
         """A run that may have others in it has begun. Returns the outermost one it belongs to."""
-        run = self._outermost[run_id] = self.of(run_id, parent)
-        if len(self._outermost) > MAX_RUNS:
-            self._outermost.popitem(last=False)
+        with self._lock:
+            run = self._outermost[run_id] = self.of(run_id, parent)
+            if len(self._outermost) > MAX_RUNS:
+                self._outermost.popitem(last=False)
         return run
 
     def leave(self, run_id: UUID) -> OutermostRun | None:
         """A run has ended. Returns it if it was an outermost one."""
-        run = self._outermost.pop(run_id, None)
+        with self._lock:
+            run = self._outermost.pop(run_id, None)
         return run if run is not None and run.run_id == run_id else None
+
+    def begin_tool(
+        self, run_id: UUID, parent: UUID | None, use: ToolUse, *, threshold: int | None, limit: int | None
+    ) -> None:
+        """A tool is to be called.
+
+        Raises:
+            BrixLoopError: Once more would be a loop.
+            BrixRunLimitError: There were enough.
+        """
+        with self._lock:
+            run = self.enter(run_id, parent)
+            try:
+                if threshold is not None:
+                    run.refuse_repeats(use, threshold)
+                run.count("tool", limit, "max_tool_calls_per_run")
+            except BrixGuardBlockedError:
+                self.leave(run_id)
+                raise
+            self._tools[run_id] = run, use
+            if len(self._tools) > MAX_TOOLS:
+                self._tools.popitem(last=False)
+
+    def end_tool(self, run_id: UUID, result: str) -> None:
+        """What a tool call came to."""
+        with self._lock:
+            run, use = self._tools.pop(run_id, (None, None))
+            if run is not None and use is not None:
+                run.remember(use, result)
 
 
 def tool_use(serialized: dict[str, Any] | None, text: str, inputs: dict[str, Any] | None, name: Any) -> ToolUse:

@@ -176,15 +176,15 @@ class BrixOutputParser(BaseTransformOutputParser[T], Generic[T]):
     def _read_or_heal(self, text: str, prompt: Sequence[BaseMessage]) -> Any:
         found, failed = self._read(text, ())
         while failed is not None:
-            answer = self.llm.invoke(self._healing(failed, prompt))
-            found, failed = self._read(self._text_of(answer), failed.attempts)
+            asked = self._healing(failed, prompt)
+            found, failed = self._read(self._text_of(self.llm.invoke(asked)), failed.attempts)
         return found
 
     async def _aread_or_heal(self, text: str, prompt: Sequence[BaseMessage]) -> Any:
         found, failed = self._read(text, ())
         while failed is not None:
-            answer = await self.llm.ainvoke(self._healing(failed, prompt))
-            found, failed = self._read(self._text_of(answer), failed.attempts)
+            asked = self._healing(failed, prompt)
+            found, failed = self._read(self._text_of(await self.llm.ainvoke(asked)), failed.attempts)
         return found
 
     def _read(self, text: str, earlier: tuple[SchemaAttempt, ...]) -> tuple[Any, _Failed | None]:
@@ -250,12 +250,13 @@ class _Growing:
         pieces: list[tuple[Any, str]] = []
         if isinstance(chunk, AIMessageChunk):
             for call in chunk.tool_call_chunks:
-                self._calls.setdefault(call["index"], []).append((call["name"] or "", call["args"] or ""))
-                pieces.append((call["index"], call["args"] or ""))
+                index = f"call {len(self._calls)}" if call["index"] is None else call["index"]  # a whole call has none
+                self._calls.setdefault(index, []).append((call["name"] or "", call["args"] or ""))
+                pieces.append((index, call["args"] or ""))
         elif isinstance(chunk, BaseMessage):
-            for index, (name, arguments) in enumerate(_calls_of(chunk)):
-                self._calls[index] = [(name, arguments)]
-                pieces.append((index, arguments))
+            for index, call_and_arguments in enumerate(_calls_of(chunk)):
+                self._calls[index] = [call_and_arguments]
+                pieces.append((index, call_and_arguments[1]))
         text = chunk if isinstance(chunk, str) else text_of(chunk.content)
         self._texts.append(text)
         self._has_text = self._has_text or bool(text)

@@ -41,7 +41,7 @@ def but_guard_errors(kinds: Kinds = (Exception,)) -> Kinds:
         >>> isinstance(BrixError("no"), but_guard_errors()), isinstance(ValueError("no"), but_guard_errors())
         (False, True)
     """
-    return (_ButGuardErrors("ButGuardErrors", (Exception,), {"kinds": tuple(kinds)}),)
+    return cast(Kinds, (_ButGuardErrors("ButGuardErrors", (Exception,), {"kinds": tuple(kinds)}),))
 
 
 def with_fallbacks(
@@ -137,7 +137,7 @@ class ModelPipeline(Pipeline):
             return (yield from super()._flow(request))
         except BrixGuardError as error:
             if _MODEL_ERROR is not None and not isinstance(error, _MODEL_ERROR):
-                error.__class__ = _as_model_error(type(error))
+                error.__class__ = _as_model_error(cast(Any, type(error)))
             raise
 
 

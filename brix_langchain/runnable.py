@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 from langchain_core.runnables import ConfigurableFieldSpec, Runnable, RunnableConfig, RunnableSerializable
 from langchain_core.runnables.graph import Graph
 from langchain_core.runnables.utils import Input, Output
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 from typing_extensions import override
 
 from brix_core.errors import BrixConfigurationError
@@ -77,11 +77,11 @@ class GuardedRunnable(RefusalsAreFinal, RunnableSerializable[Input, Output]):
 
     @override
     def invoke(self, input: Input, config: RunnableConfig | None = None, **kwargs: Any) -> Output:
-        return self._call_with_config(self._run, input, config, **kwargs)
+        return self._call_with_config(cast(Any, self._run), input, config, **kwargs)
 
     @override
     async def ainvoke(self, input: Input, config: RunnableConfig | None = None, **kwargs: Any) -> Output:
-        return await self._acall_with_config(self._arun, input, config, **kwargs)
+        return await self._acall_with_config(cast(Any, self._arun), input, config, **kwargs)
 
     def _run(self, input: Input, config: RunnableConfig, **kwargs: Any) -> Output:
         return cast(Output, self._guards.pipeline.call(self._guards.begin(input, config, kwargs)).raw)
@@ -104,13 +104,13 @@ class GuardedRunnable(RefusalsAreFinal, RunnableSerializable[Input, Output]):
     def transform(
         self, input: Iterator[Input], config: RunnableConfig | None = None, **kwargs: Any
     ) -> Iterator[Output]:
-        return self._transform_stream_with_config(input, self._streamed, _named(config), **kwargs)
+        return self._transform_stream_with_config(input, cast(Any, self._streamed), _named(config), **kwargs)
 
     @override
     async def atransform(
         self, input: AsyncIterator[Input], config: RunnableConfig | None = None, **kwargs: Any
     ) -> AsyncIterator[Output]:
-        chunks = self._atransform_stream_with_config(input, self._astreamed, _named(config), **kwargs)
+        chunks = self._atransform_stream_with_config(input, cast(Any, self._astreamed), _named(config), **kwargs)
         async with aclosing(cast(Any, chunks)):
             async for chunk in chunks:
                 yield chunk
@@ -159,11 +159,11 @@ class GuardedRunnable(RefusalsAreFinal, RunnableSerializable[Input, Output]):
         return self.inner.OutputType
 
     @override
-    def get_input_schema(self, config: RunnableConfig | None = None) -> type[BaseModel]:
+    def get_input_schema(self, config: RunnableConfig | None = None) -> Any:
         return self.inner.get_input_schema(config)
 
     @override
-    def get_output_schema(self, config: RunnableConfig | None = None) -> type[BaseModel]:
+    def get_output_schema(self, config: RunnableConfig | None = None) -> Any:
         return self.inner.get_output_schema(config)
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseLLM, LanguageModelInput
@@ -14,13 +14,13 @@ from langchain_core.load import dumpd
 from langchain_core.outputs import GenerationChunk, LLMResult
 from langchain_core.runnables import Runnable, RunnableConfig
 from pydantic import ConfigDict, Field
-from typing_extensions import Self, override
+from typing_extensions import override
 
 from brix_core.call import CallRequest, CallResponse
 from brix_core.errors import BrixConfigurationError
 from brix_core.pipeline import Pipeline
 from brix_core.session import Session
-from brix_langchain.inside import marked
+from brix_langchain.inside import described
 from brix_langchain.refusals import RefusalsAreFinal
 from brix_langchain.run_guards import session_now
 from brix_langchain.sessions import session_of
@@ -199,7 +199,7 @@ class GuardedLLM(RefusalsAreFinal, BaseLLM):
 
     @cached_property
     def _serialized(self) -> dict[str, Any]:
-        return marked(cast(dict[str, Any], dumpd(self.inner)), self._pipeline)
+        return described(dumpd(self.inner), self._pipeline)
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         return self.inner._get_ls_params(stop=stop, **kwargs)

@@ -18,7 +18,8 @@ from brix_core.demo.scene import Case, Check, Scenario
 from brix_core.demo.stage import Application, Model, Stage
 from brix_core.demo.surface import Connection, Surface, Target
 from brix_core.options import GuardOptions
-from brix_llamaindex.llm import GuardedLLM, guard
+from brix_llamaindex.guarding import guard
+from brix_llamaindex.llm import GuardedLLM
 
 with warnings.catch_warnings():
     # What the integration's own imports warn about concerns nobody who watches the demo.

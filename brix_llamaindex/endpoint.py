@@ -16,12 +16,14 @@ from llama_index.core.llms import LLM, CustomLLM
 from llama_index.core.llms.llm import default_completion_to_prompt
 
 from brix_core.call import CallRequest, CallResponse
+from brix_core.endpoints.structured import response_format
 from brix_core.errors import BrixConfigurationError
 from brix_core.model_limits import max_output_tokens
 from brix_llamaindex.caps import OPENAI, class_names, inferred_cap, output_cap_of
 from brix_llamaindex.chunks import Chunk, DeltaReader, Response, as_chunk, empty_response, text_of
 from brix_llamaindex.connections import Opened, leave_ended_loop
-from brix_llamaindex.messages import CODEC, MessageCodec, Prompt, field, prompt_of, tool_calls_of
+from brix_llamaindex.events import tagged
+from brix_llamaindex.messages import CODEC, MessageCodec, Prompt, field, prompt_of, tool_calls_of, tool_name
 from brix_llamaindex.offload import in_worker, iterate_in_worker
 from brix_llamaindex.usage import finish_reason_of, usage_of, usage_of_stream
 
@@ -175,22 +177,22 @@ class LLMEndpoint:
         return [*found, *self._template(params)]
 
     def structured(self, schema: ResponseSchema, params: Mapping[str, Any]) -> bool:
-        """Whether the schema is sent along."""
-        return False
+        """Whether the schema is sent as the response format, as the LLM's own `structured_predict` would."""
+        return self._format(schema, params) is not None
 
     def call(self, request: CallRequest) -> CallResponse:
         """One blocking request."""
-        hook, argument, kwargs = self._hook(request, "chat", "complete")
-        return self._respond(hook(argument, **kwargs), request)
+        return self._respond(self._ask(request), request)
 
     async def acall(self, request: CallRequest) -> CallResponse:
         """One request on the event loop; in a worker thread where it would block the loop past a limit."""
         if self._blocks[_flavour(request, "achat", "acomplete")] and request.limits.call is not None:
-            hook, argument, kwargs = self._hook(request, "chat", "complete")
-            return self._respond(await in_worker(partial(hook, argument, **kwargs)), request)
+            return self._respond(await in_worker(partial(self._ask, request)), request)
         leave_ended_loop(self.llm)
         hook, argument, kwargs = self._hook(request, "achat", "acomplete")
-        return self._respond(await hook(argument, **kwargs), request)
+        with tagged(request):
+            response = await hook(argument, **kwargs)
+        return self._respond(response, request)
 
     def stream(self, request: CallRequest) -> Iterator[Chunk]:
         """The LLM's chunks, blocking."""
@@ -198,7 +200,7 @@ class LLMEndpoint:
         reader, opened, source = DeltaReader(), Opened(self.llm, asynchronous=False), None
         began = False
         try:
-            with opened:
+            with opened, tagged(request):
                 source = iter(hook(argument, **kwargs))
                 response = next(source, None)
             while response is not None:
@@ -232,7 +234,7 @@ class LLMEndpoint:
         reader, opened, source = DeltaReader(), Opened(self.llm, asynchronous=True), None
         began = False
         try:
-            with opened:
+            with opened, tagged(request):
                 source = aiter(await hook(argument, **kwargs))
                 response = await anext(source, None)
             while response is not None:
@@ -283,12 +285,20 @@ class LLMEndpoint:
         """The response as a single chunk; nothing for a stream that gave nothing."""
         return () if response.raw is None else (as_chunk(response.raw),)
 
+    def _ask(self, request: CallRequest) -> Response:
+        hook, argument, kwargs = self._hook(request, "chat", "complete")
+        with tagged(request):
+            response: Response = hook(argument, **kwargs)
+        return response
+
     def _hook(self, request: CallRequest, chat: str, complete: str) -> tuple[Any, Any, dict[str, Any]]:
         """The LLM's own method, with what it is to be given."""
         llm, kwargs = self.llm, dict(request.params)
         prompt = prompt_of(request.conversation.messages)
         if prompt is None:
             kwargs.pop("formatted", None)
+        if request.schema is not None and (wanted := self._format(request.schema, kwargs)) is not None:
+            kwargs["response_format"] = wanted
         if self._is_openai and chat.endswith("stream_chat"):
             extra: Mapping[str, Any] = llm.additional_kwargs  # type: ignore[attr-defined]
             if "stream_options" not in extra:
@@ -298,6 +308,17 @@ class LLMEndpoint:
         if prompt is None:
             return getattr(llm, chat), list(request.conversation.messages), kwargs
         return getattr(llm, complete), prompt, kwargs
+
+    def _format(self, schema: ResponseSchema, params: Mapping[str, Any]) -> dict[str, Any] | None:
+        """What OpenAI's classes are to send for the schema; None when they do not, or the caller has seen to it."""
+        takes_it = getattr(self.llm, "_should_use_structure_outputs", None)
+        if not self._is_openai or takes_it is None or not takes_it():
+            return None
+        chat = params.get("use_chat_completions", self.metadata.is_chat_model)
+        own = {**params, **self.llm.additional_kwargs}  # type: ignore[attr-defined]
+        if not chat or own.get("response_format") or schema.name in map(tool_name, self.schemas(params)):
+            return None
+        return response_format(schema)
 
     def _respond(self, response: Response, request: CallRequest) -> CallResponse:
         return CallResponse(

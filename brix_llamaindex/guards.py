@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import aclosing, closing
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
-from brix_core.call import CallResponse
+from brix_core.call import CallRequest, CallResponse
 from brix_core.pipeline import Pipeline
 from brix_core.session import Session, current_session_id
+from brix_llamaindex.answers import fitted, is_parsed, last_chunk
 from brix_llamaindex.endpoint import LLMEndpoint
+from brix_llamaindex.events import announced
+from brix_llamaindex.limits import RunLimit, current_limit
+
+if TYPE_CHECKING:
+    from brix_core.response_schema import ResponseSchema
+
+STATE: Final = "_brix"
+"""The private attribute of a guarded LLM that holds its `Guards`."""
 
 
 class Guards:
@@ -35,11 +44,12 @@ class Guards:
     def __init__(self, pipeline: Pipeline, endpoint: LLMEndpoint) -> None:
         self.pipeline = pipeline
         self.endpoint = endpoint
+        self._schema: ResponseSchema | None = None
 
     @property
     def guards(self) -> tuple[str, ...]:
         """Names of the active guards, the outermost first."""
-        return tuple(guard.name for guard in self.pipeline.guards)
+        return self.pipeline.names
 
     @property
     def context(self) -> Session:
@@ -56,46 +66,81 @@ class Guards:
 
     def call(self, messages: Iterable[Any], params: Mapping[str, Any]) -> Any:
         """A blocking call."""
-        return _delivered(self.pipeline.call(self.pipeline.request(self.endpoint, messages, params)))
+        request = self._request(messages, params)
+        with announced(request):
+            return _delivered(request, self.pipeline.call(request))
 
     async def acall(self, messages: Iterable[Any], params: Mapping[str, Any]) -> Any:
         """A call on the event loop."""
-        return _delivered(await self.pipeline.acall(self.pipeline.request(self.endpoint, messages, params)))
+        request = self._request(messages, params)
+        with announced(request):
+            return _delivered(request, await self.pipeline.acall(request))
 
-    def stream(self, messages: Iterable[Any], params: Mapping[str, Any]) -> Any:
-        """A streamed call; it begins with its first chunk, in the session in which it was asked for."""
-        # Both are fixed now: before the first chunk, the caller may change its list or leave the session.
-        messages, session_id = list(messages), self._session_id()
+    def stream(self, messages: Iterable[Any], params: Mapping[str, Any], schema: ResponseSchema | None = None) -> Any:
+        """A streamed call; it begins with its first chunk, in the session and run in which it was asked for.
+
+        Args:
+            messages: The prompt.
+            params: The LLM's own.
+            schema: What the answer must fit; the option ``response_schema`` when left out.
+        """
+        begin = self._later(messages, params, schema)
 
         def chunks() -> Any:
-            request = self.pipeline.request(self.endpoint, messages, params, stream=True, session_id=session_id)
-            with closing(cast(Any, self.pipeline.stream(request))) as source:
+            request, chunk = begin(), None
+            with announced(request), closing(cast(Any, self.pipeline.stream(request))) as source:
                 for chunk in source:
                     yield chunk.response
+            if chunk is not None and is_parsed(request):
+                yield last_chunk(chunk.response, request)
 
         return chunks()
 
-    def astream(self, messages: Iterable[Any], params: Mapping[str, Any]) -> Any:
+    def astream(self, messages: Iterable[Any], params: Mapping[str, Any], schema: ResponseSchema | None = None) -> Any:
         """A streamed call on the event loop; otherwise as `stream`."""
-        messages, session_id = list(messages), self._session_id()
+        begin = self._later(messages, params, schema)
 
         async def chunks() -> Any:
-            request = self.pipeline.request(self.endpoint, messages, params, stream=True, session_id=session_id)
-            async with aclosing(cast(Any, self.pipeline.astream(request))) as source:
-                async for chunk in source:
-                    yield chunk.response
+            request, chunk = begin(), None
+            with announced(request):
+                async with aclosing(cast(Any, self.pipeline.astream(request))) as source:
+                    async for chunk in source:
+                        yield chunk.response
+            if chunk is not None and is_parsed(request):
+                yield last_chunk(chunk.response, request)
 
         return chunks()
 
-    def _session_id(self) -> str:
-        return current_session_id() or self.pipeline.sessions.default_id
+    def _request(self, messages: Iterable[Any], params: Mapping[str, Any]) -> CallRequest:
+        return self._begun(self.pipeline.request(self.endpoint, messages, params, schema=self._schema), current_limit())
+
+    def _later(
+        self, messages: Iterable[Any], params: Mapping[str, Any], schema: ResponseSchema | None
+    ) -> Callable[[], CallRequest]:
+        """Begin a stream of what is asked now: until then, the caller may change its list or leave the session."""
+        messages, limit = list(messages), current_limit()
+        session_id = current_session_id() or self.pipeline.sessions.default_id
+
+        def begin() -> CallRequest:
+            request = self.pipeline.request(
+                self.endpoint, messages, params, stream=True, session_id=session_id, schema=schema or self._schema
+            )
+            return self._begun(request, limit)
+
+        return begin
+
+    def _begun(self, request: CallRequest, limit: RunLimit | None) -> CallRequest:
+        """The request, to be over when the run around it must be."""
+        return request if limit is None else request.evolve(deadline=limit.deadline_by(self.pipeline.clock))
 
 
-def _delivered(response: CallResponse) -> Any:
+def _delivered(request: CallRequest, response: CallResponse) -> Any:
     raw = response.raw
+    if is_parsed(request):
+        return fitted(raw, request)
     if response.partial:
         raw.additional_kwargs = {**raw.additional_kwargs, "finish_reason": response.finish_reason}
     return raw
 
 
-__all__ = ["Guards"]
+__all__ = ["STATE", "Guards"]

@@ -27,6 +27,10 @@ class RunLimit(NamedTuple):
         """Seconds left."""
         return self.deadline.at - self.clock.now()
 
+    def deadline_by(self, clock: Clock) -> Deadline:
+        """The deadline as another clock shows it."""
+        return self.deadline if clock is self.clock else self.deadline._replace(at=clock.now() + self.left)
+
     def passed(self) -> BrixTimeoutError:
         """The error of what comes too late."""
         return BrixTimeoutError(

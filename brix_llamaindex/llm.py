@@ -1,4 +1,4 @@
-"""`guard`: a LlamaIndex LLM that is still what it was, with guards around every call.
+"""`guarded_llms`: a LlamaIndex LLM that is still what it was, with guards around every call.
 
 The result is an object of a subclass of the LLM's own class, made for it, that shares its state (fields and
 private attributes) with a private copy. Its eight hooks (chat and complete, plain and streamed, blocking and
@@ -14,7 +14,7 @@ import logging
 import types
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NoReturn, Unpack, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from llama_index.core.base.llms.types import (
     ChatMessage,
@@ -34,59 +34,48 @@ from brix_core.options import GuardOptions, Parsed, parse
 from brix_core.pipeline import Pipeline
 from brix_llamaindex.endpoint import LLMEndpoint
 from brix_llamaindex.faces import face, private_copy, without_retries
-from brix_llamaindex.guards import Guards
+from brix_llamaindex.guards import STATE, Guards
 from brix_llamaindex.messages import Prompt
+from brix_llamaindex.parsed_streams import ParsedStreams
+from brix_llamaindex.structured import StructuredPrediction
 
 log = logging.getLogger(__name__)
 
-_STATE = "_brix"
 
-# For type checkers a guarded LLM is an LLM. At run time the class made by `guard` adds the LLM's own class,
-# and `DispatcherSpanMixin` would open a second span for each hook if these were defined in an LLM class.
-if TYPE_CHECKING:
-    _LLM = LLM
-else:
-    _LLM = object
-
-
-def guard(llm: LLM, **options: Unpack[GuardOptions]) -> GuardedLLM:
-    """Put guards around every call of an LLM.
-
-    The LLM itself is left as it is; what is returned works on a copy of it and shares its connections.
-    Retries of the LLM's own are switched off in that copy: ``max_retries`` of the guards takes their place,
-    and is counted and paid for.
+def guarded_llms(llms: Sequence[LLM], options: GuardOptions) -> list[GuardedLLM]:
+    """Put the same guards around several LLMs: one budget, one rate, one trace. See `brix_llamaindex.guard`.
 
     Args:
-        llm: Any LlamaIndex LLM, not guarded yet.
-        **options: See `brix_core.GuardOptions`. ``fallbacks`` takes further LLMs.
-
-    Returns:
-        An LLM of the same class, for whatever takes one: `Settings.llm`, indexes, engines, agents.
+        llms: At least one.
+        options: ``fallbacks`` takes further LLMs, for all of them.
 
     Raises:
-        BrixConfigurationError: This is no LLM, is guarded already, or an option cannot be used as given.
+        BrixConfigurationError: One is no LLM or guarded already, or an option cannot be used as given.
 
     Example:
         >>> from llama_index.core.llms import MockLLM
-        >>> llm = guard(MockLLM(max_tokens=3), max_cost_usd=0.01, prices={"MockLLM": (1e-6, 2e-6)})
-        >>> llm.complete("Hello").text, isinstance(llm, MockLLM), llm.brix.context.call_count
-        ('text text text', True, 1)
-        >>> [trace["outcome"] for trace in llm.get_traces()]
-        ['ok']
+        >>> first, second = guarded_llms([MockLLM(), MockLLM()], {"max_retries": 2})
+        >>> _ = first.complete("Hello"), second.complete("Hello")
+        >>> len(first.get_traces()), first.brix.context is second.brix.context
+        (2, True)
     """
-    _require_plain_llm(llm, "guard")
+    for llm in llms:
+        _require_plain_llm(llm, "guard")
     parsed = parse(options)
     for fallback in parsed.fallbacks:
         _require_plain_llm(fallback, "fallbacks")
     advise = "retry" not in parsed.configs
     budget = parsed.configs.get("budget")
     strict = budget is not None and budget.budget_strategy == "block"
-    first, *others = (LLMEndpoint(private_copy(one, advise=advise), strict=strict) for one in (llm, *parsed.fallbacks))
-    parsed = _without_clamp(parsed, options, [first, *others])
-    return _guarded(first, Pipeline(parsed, others, _summary(first, parsed)))
+    given = (*llms, *parsed.fallbacks)
+    endpoints = [LLMEndpoint(private_copy(one, advise=advise), strict=strict) for one in given]
+    own, others = endpoints[: len(llms)], endpoints[len(llms) :]
+    parsed = _without_clamp(parsed, options, endpoints)
+    pipeline = Pipeline(parsed, others, _summary(own[0], parsed))
+    return [_guarded(endpoint, pipeline) for endpoint in own]
 
 
-class GuardedLLM(_LLM):
+class GuardedLLM(ParsedStreams, StructuredPrediction):
     """What `guard` returns: also an instance of the class of the LLM it was given.
 
     Setting an attribute reaches the LLM behind the guards; copies share the guards, and so the budget. The
@@ -95,6 +84,7 @@ class GuardedLLM(_LLM):
 
     Example:
         >>> from llama_index.core.llms import MockLLM
+        >>> from brix_llamaindex import guard
         >>> llm = guard(MockLLM())
         >>> llm.max_tokens = 2
         >>> llm.complete("Hello").text
@@ -108,7 +98,7 @@ class GuardedLLM(_LLM):
     @property
     def brix(self) -> Guards:
         """Its guards."""
-        return cast(Guards, getattr(self, _STATE))
+        return cast(Guards, getattr(self, STATE))
 
     def get_traces(self, session_id: str | None = None) -> list[dict[str, Any]]:
         """Trace entries of all calls, newest first.
@@ -194,13 +184,13 @@ class GuardedLLM(_LLM):
 
 def _guarded(endpoint: LLMEndpoint, pipeline: Pipeline) -> GuardedLLM:
     llm = endpoint.llm
-    cast(dict[str, Any], llm.__pydantic_private__)[_STATE] = Guards(pipeline, endpoint)
+    cast(dict[str, Any], llm.__pydantic_private__)[STATE] = Guards(pipeline, endpoint)
     return cast(GuardedLLM, face(llm, _guarded_class(type(llm))))
 
 
 @lru_cache(maxsize=256)
 def _guarded_class(cls: type[LLM]) -> type[GuardedLLM]:
-    namespace = {"__module__": __name__, "__doc__": cls.__doc__, _STATE: PrivateAttr()}
+    namespace = {"__module__": __name__, "__doc__": cls.__doc__, STATE: PrivateAttr()}
     return types.new_class(f"Guarded{cls.__name__}", (GuardedLLM, cls), exec_body=lambda own: own.update(namespace))
 
 
@@ -264,4 +254,4 @@ def _deep(value: Any, memo: dict[int, Any] | None) -> Any:
         return value
 
 
-__all__ = ["GuardedLLM", "guard"]
+__all__ = ["GuardedLLM", "guarded_llms"]

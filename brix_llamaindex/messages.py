@@ -137,6 +137,16 @@ def field(source: Any, name: str) -> Any:
     return getattr(source, name, None)
 
 
+def tool_name(tool: Any) -> Any:
+    """The name of a tool in OpenAI's format or Anthropic's; None for anything else.
+
+    Example:
+        >>> tool_name({"type": "function", "function": {"name": "now"}}), tool_name({"name": "now"})
+        ('now', 'now')
+    """
+    return field(field(tool, "function") or tool, "name")
+
+
 def _older_call(call: Any) -> ToolCall:
     """OpenAI's shape (``function.name``), Anthropic's (``name``, ``input``) or `ToolSelection`'s."""
     function = field(call, "function") or call
@@ -256,4 +266,4 @@ def _deep(value: Any) -> Any:
         return object()
 
 
-__all__ = ["CODEC", "MessageCodec", "Prompt", "field", "prompt_of", "tool_calls_of"]
+__all__ = ["CODEC", "MessageCodec", "Prompt", "field", "prompt_of", "tool_calls_of", "tool_name"]

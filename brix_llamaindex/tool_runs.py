@@ -150,11 +150,6 @@ class ToolRuns:
             run.ending = error
             raise error
 
-    def end(self, error: Exception) -> None:
-        """Note that an error is to end the run."""
-        with self._lock:
-            self._here().ending = error
-
     def is_ending(self, error: BaseException | None) -> bool:
         """Whether it is the error that is to end this run."""
         if error is None:

@@ -20,8 +20,7 @@ import orjson
 from llama_index.core.tools import AsyncBaseTool, BaseTool, FunctionTool, ToolMetadata, ToolOutput
 from llama_index.core.tools.types import adapt_to_async_tool
 
-from brix_core.errors import BrixConfigurationError, BrixError, BrixTimeoutError
-from brix_llamaindex.limits import current_limit, within
+from brix_core.errors import BrixConfigurationError, BrixError
 from brix_llamaindex.tool_runs import ToolConfig, ToolRuns
 
 # As in `brix_llamaindex.llm`: a plain class, whose methods open no second span.
@@ -70,11 +69,15 @@ def guard_tool(tool: BaseTool | Callable[..., Any], **options: Unpack[ToolOption
         ...
         brix_core.errors.BrixLoopError: search({"query":"Oslo"}) came up 4 times without anything new ...
     """
-    return guard_tools([tool], **options)[0]
+    guarded: GuardedTool = guard_tools([tool], **options)[0]
+    return guarded
 
 
-def guard_tools(tools: Iterable[BaseTool | Callable[..., Any]], **options: Unpack[ToolOptions]) -> list[GuardedTool]:
+def guard_tools(tools: Iterable[BaseTool | Callable[..., Any]], **options: Unpack[ToolOptions]) -> list[Any]:
     """Guard the tools of an agent: what one of them finds is progress for all. See `guard_tool`.
+
+    Returns:
+        The guarded tools, for ``FunctionAgent(tools=...)``.
 
     Example:
         >>> def search(query: str) -> str:
@@ -141,22 +144,17 @@ class GuardedTool(_Tool):
         return self._judged(output, args, kwargs)
 
     async def acall(self, *args: Any, **kwargs: Any) -> ToolOutput:
-        """Call the tool on the event loop; within the time of the run, where that is limited.
+        """Call the tool on the event loop.
 
         Raises:
             BrixLoopError: It is called in circles, and the model has been told.
-            BrixTimeoutError: The time of the run is over.
         """
         refusal = self._brix_runs.admit(self._name)
         if refusal is not None:
             return self._error(refusal, kwargs)
-        limit = current_limit()
         try:
-            async with within(limit):
-                output = await self._brix_tool.acall(*args, **kwargs)
+            output = await self._brix_tool.acall(*args, **kwargs)
         except Exception as error:
-            if isinstance(error, BrixTimeoutError) and limit is not None and limit.left <= 0.0:
-                self._brix_runs.end(error)
             return self._failed(error, args, kwargs)
         return self._judged(output, args, kwargs)
 

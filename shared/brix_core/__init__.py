@@ -3,6 +3,7 @@
 The framework-free core. `brix_langchain` and `brix_llamaindex` put it into their frameworks.
 """
 
+from brix_core.cache import Cache, InMemoryCache
 from brix_core.client import BRIX, BrixClient, GuardChain
 from brix_core.completion import Completion, CompletionStream
 from brix_core.endpoints import LLMClient
@@ -54,10 +55,12 @@ __all__ = [
     "BrixSchemaError",
     "BrixTimeoutError",
     "BrixUnknownPriceError",
+    "Cache",
     "Completion",
     "CompletionStream",
     "GuardChain",
     "GuardOptions",
+    "InMemoryCache",
     "LLMClient",
     "MemoryStore",
     "RetrievalProvider",

@@ -8,7 +8,7 @@ from itertools import count
 from typing import Any
 
 import pytest
-from llama_index.core.agent.workflow import AgentWorkflow, FunctionAgent, ReActAgent
+from llama_index.core.agent.workflow import AgentWorkflow, BaseWorkflowAgent, FunctionAgent, ReActAgent
 from llama_index.core.base.llms.types import ImageBlock
 from llama_index.core.query_engine import CustomQueryEngine
 from llama_index.core.tools import AsyncBaseTool, FunctionTool, QueryEngineTool, ToolMetadata, ToolOutput
@@ -248,7 +248,7 @@ async def test_the_run_of_a_react_agent_ends(openai_like: Make, server: DemoServ
 async def test_the_run_of_an_agent_workflow_ends(openai_like: Make, server: DemoServer) -> None:
     server.default = calls("look_up", LOOK)
     llm = guard(openai_like())
-    agents = [
+    agents: list[BaseWorkflowAgent] = [
         FunctionAgent(name="one", description="One.", tools=[guard_tool(look_up)], llm=llm),
         FunctionAgent(name="two", description="Two.", tools=[guard_tool(look_up)], llm=llm),
     ]
@@ -294,6 +294,7 @@ async def test_a_tool_still_gets_its_context(openai_like: Make, server: DemoServ
         await ctx.store.set("city", city)
         return "remembered"
 
+    remember.__annotations__["ctx"] = Context
     server.script(calls("remember", LOOK), Reply("Done."))
     agent = FunctionAgent(tools=[guard_tool(remember)], llm=guard(openai_like()))
     context = Context(agent)

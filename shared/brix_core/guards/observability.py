@@ -118,7 +118,7 @@ class ObservabilityGuard:
             call=call,
             model=request.model,
             provider=request.endpoint.provider,
-            stream=request.stream,
+            stream=request.stream or call.streamed,
             response=None if response is None else response._replace(raw=None),
             outcome=_outcome(response, error, call.attempts),
             error=None if error is None else (type(error).__name__, _message_of(error)),

@@ -1,8 +1,7 @@
 """RateLimitGuard: in any window, calls started <= rate x window + burst (G3).
 
 A token bucket for requests, another for tokens, both decided at once. Callers wait in line, first come
-first served: only the head of the line asks the bucket, and whoever leaves the line, served or cancelled,
-wakes the next. On a 429 the rate is reduced; after a quiet while it recovers step by step.
+first served (`brix_core.pacing`). On a 429 the rate is reduced; after a quiet while it recovers step by step.
 
 Tokens are taken before the call (prompt and output cap) and corrected after it by what was really used;
 an underestimate becomes a debt that later calls wait for.
@@ -11,18 +10,17 @@ an underestimate becomes a debt that later calls wait for.
 from __future__ import annotations
 
 import math
-import threading
-from collections import deque
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from brix_core import checks
 from brix_core.call import CallRequest, CallResponse
-from brix_core.clock import Clock, Wakeup
+from brix_core.clock import Clock
 from brix_core.errors import BrixConfigurationError, BrixRateLimitError
 from brix_core.failures import classify
-from brix_core.flow import Effect, Flow, Proceed, Sleep, StoreOp
+from brix_core.flow import Effect, Flow, Proceed
+from brix_core.pacing import Lines, burst_of, one_request
 from brix_core.store.base import Demand, Store
 
 ASSUMED_OUTPUT_TOKENS: Final = 1_024
@@ -88,10 +86,9 @@ class RateLimitGuard:
         self.config = config
         self._store = store
         self._clock = clock
-        self._lines = _Lines()
+        self._lines = Lines(store, clock)
         self._paces: dict[str, _Pace] = {}
-        per_second = (config.requests_per_minute or 0.0) / 60.0
-        self._burst = float(config.burst_capacity or max(1, math.floor(per_second)))
+        self._burst = burst_of(config.requests_per_minute or 0.0, config.burst_capacity)
 
     def flow(self, request: CallRequest, proceed: Proceed) -> Flow:
         """Guard one attempt."""
@@ -120,39 +117,16 @@ class RateLimitGuard:
 
     def _wait(self, request: CallRequest, key: str, pace: _Pace, tokens: float) -> Generator[Effect, Any, None]:
         """Stand in line until the buckets give what the call needs."""
-        arrived = self._clock.now()
-        if not self._store.blocking and self._lines.is_empty(key):  # nobody to overtake: try at once
-            demands = self._demands(key, pace.at(arrived), tokens)
-            if not (yield StoreOp(self._store.take, (arrived, demands), self._store.blocking)):
-                return
-        ticket = self._lines.join(key)
-        try:
-            while True:
-                if not ticket.is_head:
-                    yield Sleep(self._patience(request), ticket.wakeup)
-                    self._check_deadline(request)
-                    continue
-                now = self._clock.now()
-                demands = self._demands(key, pace.at(now), tokens)
-                wait: float = yield StoreOp(self._store.take, (now, demands), self._store.blocking)
-                if wait <= 0.0:
-                    break
-                if request.deadline is not None and now + wait > request.deadline.at:
-                    raise request.deadline.passed(now)
-                yield Sleep(wait)
-        finally:
-            ticket.leave()
-        waited = self._clock.now() - arrived
+        waited = yield from self._lines.take(
+            key, lambda now: self._demands(key, pace.at(now), tokens), request.deadline
+        )
         if waited > 0.001:
             request.call.decide("rate_limit", "waited", seconds=round(waited, 6))
 
     def _demands(self, key: str, factor: float, tokens: float) -> Sequence[Demand]:
         demands = []
         if self.config.requests_per_minute is not None:
-            rate = self.config.requests_per_minute / 60.0 * factor
-            demands.append(
-                Demand(f"{key}:requests:{self.config.requests_per_minute:g}/{self._burst:g}", 1.0, rate, self._burst)
-            )
+            demands.append(one_request(key, self.config.requests_per_minute, self._burst, factor))
         if tokens:
             demands.append(self._token_demand(key, factor, tokens))
         return demands
@@ -193,14 +167,6 @@ class RateLimitGuard:
                 self._paces.pop(next(iter(self._paces)), None)
         return pace
 
-    def _patience(self, request: CallRequest) -> float:
-        return math.inf if request.deadline is None else max(0.0, request.deadline.at - self._clock.now())
-
-    def _check_deadline(self, request: CallRequest) -> None:
-        now = self._clock.now()
-        if request.deadline is not None and now >= request.deadline.at:
-            raise request.deadline.passed(now)
-
 
 class _Pace:
     """How much of its rate a key may use, from the 429s seen. Approximate under threads, never above 1."""
@@ -225,58 +191,6 @@ class _Pace:
                 self.factor = 1.0 if gain >= -math.log(self.factor) else self.factor * math.exp(gain)
                 self._changed += windows * self._config.recovery_window_seconds
         return self.factor
-
-
-class _Ticket:
-    """A place in line."""
-
-    __slots__ = ("_line", "_lines", "key", "wakeup")
-
-    def __init__(self, lines: _Lines, key: str, line: deque[_Ticket]) -> None:
-        self._lines = lines
-        self._line = line
-        self.key = key
-        self.wakeup = Wakeup()
-
-    @property
-    def is_head(self) -> bool:
-        return self._line[0] is self
-
-    def leave(self) -> None:
-        """Give the place back; whoever is next is woken."""
-        self._lines.leave(self, self._line)
-
-
-class _Lines:
-    """First come, first served, for each key."""
-
-    def __init__(self) -> None:
-        self._lock = threading.RLock()  # the garbage collector may close a waiting call inside `join`
-        self._lines: dict[str, deque[_Ticket]] = {}
-
-    def is_empty(self, key: str) -> bool:
-        return key not in self._lines
-
-    def join(self, key: str) -> _Ticket:
-        with self._lock:
-            line = self._lines.setdefault(key, deque())
-            ticket = _Ticket(self, key, line)
-            line.append(ticket)
-            self._lines[key] = line
-            return ticket
-
-    def leave(self, ticket: _Ticket, line: deque[_Ticket]) -> None:
-        with self._lock:
-            was_head = line[0] is ticket
-            if was_head:
-                line.popleft()
-            else:
-                line.remove(ticket)
-            heir = line[0] if was_head and line else None
-            if not line and self._lines.get(ticket.key) is line:
-                del self._lines[ticket.key]
-        if heir is not None:
-            heir.wakeup.set()
 
 
 def _used(response: CallResponse, reserved: float) -> float:

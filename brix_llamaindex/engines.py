@@ -1,0 +1,209 @@
+"""Guarded query engines, chat engines and agents: copies whose LLMs are guarded, and whose runs are limited.
+
+As with LLMs, the result is an object of a subclass of the object's own class. Its public methods hold the time limit
+of the whole run around those of the class; the LLMs inside keep to it, and to everything else, by their guards.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from llama_index.core.agent.workflow import AgentWorkflow, BaseWorkflowAgent
+from llama_index.core.base.base_query_engine import BaseQueryEngine
+from llama_index.core.base.response.schema import RESPONSE_TYPE
+from llama_index.core.chat_engine.types import (
+    AGENT_CHAT_RESPONSE_TYPE,
+    BaseChatEngine,
+    StreamingAgentChatResponse,
+)
+from llama_index.core.llms import ChatMessage
+from llama_index.core.schema import QueryType
+from llama_index.core.tools import ToolOutput
+from llama_index.core.workflow.handler import WorkflowHandler  # type: ignore[attr-defined]
+
+from brix_core import checks
+from brix_core.errors import BrixConfigurationError
+from brix_core.options import GuardOptions
+from brix_llamaindex.guards import Guards
+from brix_llamaindex.limits import RunLimit, current_limit, run_limit, within
+from brix_llamaindex.llm import GuardedLLM, guarded_llms
+from brix_llamaindex.wiring import Wiring, log
+
+GRACE: Final = 1.0
+"""Seconds after the time limit of an agent's run when its workflow is stopped, if nothing has stopped it before."""
+
+# As in `brix_llamaindex.llm`: plain classes, whose methods open no second span.
+if TYPE_CHECKING:
+    _QueryEngine = BaseQueryEngine
+    _ChatEngine = BaseChatEngine
+    _Agent = BaseWorkflowAgent
+else:
+    _QueryEngine = _ChatEngine = _Agent = object
+
+
+class GuardedRuns:
+    """What guarded engines and agents have in common."""
+
+    _brix: Guards
+    _brix_seconds: float | None
+
+    if TYPE_CHECKING:  # it has all that the engine has
+
+        def __getattr__(self, name: str) -> Any: ...
+
+    @property
+    def brix(self) -> Guards:
+        """The guards that all LLMs inside share."""
+        return self._brix
+
+    def get_traces(self, session_id: str | None = None) -> list[dict[str, Any]]:
+        """Trace entries of all calls of all LLMs inside, newest first.
+
+        Args:
+            session_id: Only those of this session.
+        """
+        return self._brix.get_traces(session_id)
+
+    @contextmanager
+    def _brix_run(self) -> Iterator[RunLimit | None]:
+        with run_limit(self._brix_seconds, self._brix.pipeline.clock) as limit:
+            yield limit
+
+
+class GuardedQueryRuns(GuardedRuns, _QueryEngine):
+    """A guarded query engine; also an instance of the class of the one it was made of."""
+
+    def query(self, str_or_query_bundle: QueryType) -> RESPONSE_TYPE:
+        """Answer a query, within the time of a run."""
+        with self._brix_run():
+            return super().query(str_or_query_bundle)
+
+    async def aquery(self, str_or_query_bundle: QueryType) -> RESPONSE_TYPE:
+        """Answer a query on the event loop, within the time of a run."""
+        with self._brix_run() as limit:
+            async with within(limit):
+                return await super().aquery(str_or_query_bundle)
+
+
+class GuardedChatRuns(GuardedRuns, _ChatEngine):
+    """A guarded chat engine; also an instance of the class of the one it was made of."""
+
+    def chat(self, message: str, chat_history: list[ChatMessage] | None = None) -> AGENT_CHAT_RESPONSE_TYPE:
+        """Chat, within the time of a run."""
+        with self._brix_run():
+            return super().chat(message, chat_history)  # type: ignore[safe-super]
+
+    def stream_chat(self, message: str, chat_history: list[ChatMessage] | None = None) -> StreamingAgentChatResponse:
+        """Chat, streamed, within the time of a run."""
+        with self._brix_run():
+            return super().stream_chat(message, chat_history)  # type: ignore[safe-super]
+
+    async def achat(self, message: str, chat_history: list[ChatMessage] | None = None) -> AGENT_CHAT_RESPONSE_TYPE:
+        """Chat on the event loop, within the time of a run."""
+        with self._brix_run() as limit:
+            async with within(limit):
+                return await super().achat(message, chat_history)  # type: ignore[safe-super]
+
+    async def astream_chat(
+        self, message: str, chat_history: list[ChatMessage] | None = None
+    ) -> StreamingAgentChatResponse:
+        """Chat, streamed on the event loop, within the time of a run."""
+        with self._brix_run() as limit:
+            async with within(limit):
+                return await super().astream_chat(message, chat_history)  # type: ignore[safe-super]
+
+
+class GuardedAgentRuns(GuardedRuns, _Agent):
+    """A guarded agent, or workflow of agents; also an instance of the class of the one it was made of."""
+
+    def run(self, *args: Any, **kwargs: Any) -> WorkflowHandler:
+        """Run, within the time of a run."""
+        with self._brix_run():
+            return super().run(*args, **kwargs)
+
+    async def _call_tool(self, ctx: Any, tool: Any, tool_input: dict[str, Any]) -> ToolOutput:
+        # Around the agent's own, which makes a result of whatever a tool raises.
+        async with within(current_limit()):
+            output: ToolOutput = await super()._call_tool(ctx, tool, tool_input)
+        return output
+
+
+_KINDS: Final[tuple[tuple[type[Any], type[GuardedRuns]], ...]] = (
+    (BaseQueryEngine, GuardedQueryRuns),
+    (BaseChatEngine, GuardedChatRuns),
+    (BaseWorkflowAgent, GuardedAgentRuns),
+    (AgentWorkflow, GuardedAgentRuns),
+)
+
+ENGINES: Final = tuple(kind for kind, _ in _KINDS)
+"""What `guard_engine` takes."""
+
+
+def guard_engine(engine: Any, options: GuardOptions) -> Any:
+    """A copy of an engine or agent whose LLMs share one set of guards. See `brix_llamaindex.guard`.
+
+    Raises:
+        BrixConfigurationError: It is guarded already, has no LLM or a guarded one, or an option cannot be used.
+    """
+    name = type(engine).__name__
+    if isinstance(engine, GuardedRuns):
+        raise BrixConfigurationError(f"guard: {name} is guarded already; change its options where it was guarded")
+    wiring = Wiring(engine)
+    _check(wiring, name)
+    options, seconds = _run_options(options)
+    llms = guarded_llms(wiring.llms, options)
+    own: Any = type(engine)
+    runs: Any = next(runs for kind, runs in _KINDS if isinstance(engine, kind))
+    cls = _guarded_class(own, runs)
+    made = wiring.replaced({id(llm): guarded for llm, guarded in zip(wiring.llms, llms, strict=True)}, cls)
+    object.__setattr__(made, "_brix", llms[0].brix)
+    object.__setattr__(made, "_brix_seconds", seconds)
+    if seconds is not None and isinstance(made, GuardedAgentRuns):
+        limit = made._timeout
+        object.__setattr__(made, "_timeout", seconds + GRACE if limit is None else min(limit, seconds + GRACE))
+        object.__setattr__(made, "_broker_config", None)  # where workflows remember the timeout
+    return made
+
+
+def _check(wiring: Wiring, name: str) -> None:
+    guarded = next((llm for llm in wiring.llms if isinstance(llm, GuardedLLM)), None)
+    if guarded is not None:
+        raise BrixConfigurationError(
+            f"guard: an LLM of this {name} is guarded already ({type(guarded).__name__}); guard the {name} or its "
+            "LLMs, not both, so that one budget and one trace hold for all of it"
+        )
+    if not wiring.llms:
+        raise BrixConfigurationError(
+            f"guard: no LLM was found in this {name}. What is looked into are attributes of objects of LlamaIndex's "
+            "classes; guard the LLM itself, guard(llm, ...), and give it to where it is used"
+        )
+    for function in wiring.hidden:
+        log.warning(
+            "guard: the function %s of this %s uses an LLM (or something that has one) which cannot be replaced: "
+            "its calls are not guarded. Guard that LLM itself",
+            function, name,
+        )  # fmt: skip
+
+
+def _run_options(options: GuardOptions) -> tuple[GuardOptions, float | None]:
+    """The options of the LLMs, and the time for a run: no attempt may take longer than that."""
+    inner = cast(GuardOptions, {name: value for name, value in options.items() if name != "total_timeout"})
+    if options.get("total_timeout") is None:
+        return inner, None
+    seconds = checks.positive("total_timeout", options["total_timeout"])
+    if inner.get("per_call_timeout") is None and inner.get("max_time_seconds") is None:
+        inner["per_call_timeout"] = seconds
+    return inner, seconds
+
+
+@lru_cache(maxsize=256)
+def _guarded_class(cls: Any, runs: Any) -> Any:
+    namespace = {"__module__": __name__, "__doc__": cls.__doc__}
+    return types.new_class(f"Guarded{cls.__name__}", (runs, cls), exec_body=lambda own: own.update(namespace))
+
+
+__all__ = ["ENGINES", "GRACE", "GuardedAgentRuns", "GuardedChatRuns", "GuardedQueryRuns", "GuardedRuns", "guard_engine"]

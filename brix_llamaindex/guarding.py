@@ -1,0 +1,70 @@
+"""`guard`: put guards around an LLM, or around all LLMs of an engine or agent."""
+
+from __future__ import annotations
+
+from typing import Any, Unpack, overload
+
+from llama_index.core.agent.workflow import AgentWorkflow, BaseWorkflowAgent
+from llama_index.core.base.base_query_engine import BaseQueryEngine
+from llama_index.core.chat_engine.types import BaseChatEngine
+from llama_index.core.llms import LLM
+
+from brix_core.options import GuardOptions
+from brix_llamaindex.engines import ENGINES, GuardedAgentRuns, GuardedChatRuns, GuardedQueryRuns, guard_engine
+from brix_llamaindex.llm import GuardedLLM, guarded_llms
+
+
+@overload
+def guard(target: LLM, **options: Unpack[GuardOptions]) -> GuardedLLM: ...
+@overload
+def guard(target: BaseQueryEngine, **options: Unpack[GuardOptions]) -> GuardedQueryRuns: ...
+@overload
+def guard(target: BaseChatEngine, **options: Unpack[GuardOptions]) -> GuardedChatRuns: ...
+@overload
+def guard(target: BaseWorkflowAgent | AgentWorkflow, **options: Unpack[GuardOptions]) -> GuardedAgentRuns: ...
+def guard(target: Any, **options: Unpack[GuardOptions]) -> Any:
+    """Put guards around every call of an LLM, or of all LLMs of a query engine, a chat engine or an agent.
+
+    What is given is left as it is. A guarded LLM works on a copy of it and shares its connections. Retries of the
+    LLM's own are switched off in that copy: ``max_retries`` of the guards takes their place, and is counted and paid
+    for.
+
+    Of an engine or agent, whatever leads to an LLM is copied (synthesizers, retrievers, sub-engines, selectors,
+    memories, tools), and all LLMs in the copy share one budget, one rate and one trace. Indexes and stores are shared,
+    so a chat engine goes on with the same conversation. ``total_timeout`` is the time for one run (a query, a
+    message, a run of an agent) and not for the session: no call begins after it, asynchronous runs are cut off.
+
+    LlamaIndex takes `Settings.llm` when an engine is built and not when it is asked: guard it before, or the engine
+    after. LLMs that a function uses, or an object of a class that is not LlamaIndex's, are not reached; of functions,
+    a warning is logged.
+
+    Args:
+        target: An LLM, a query engine, a chat engine, an agent or an `AgentWorkflow`, not guarded yet.
+        **options: See `brix_core.GuardOptions`. ``fallbacks`` takes further LLMs.
+
+    Returns:
+        An object of a subclass of its class, for whatever takes one.
+
+    Raises:
+        BrixConfigurationError: It is none of these, is guarded already, has no LLM, or an option cannot be used.
+
+    Example:
+        >>> from llama_index.core.llms import MockLLM
+        >>> llm = guard(MockLLM(max_tokens=3), max_cost_usd=0.01, prices={"MockLLM": (1e-6, 2e-6)})
+        >>> llm.complete("Hello").text, isinstance(llm, MockLLM), llm.brix.context.call_count
+        ('text text text', True, 1)
+        >>> [trace["outcome"] for trace in llm.get_traces()]
+        ['ok']
+
+        >>> from llama_index.core.chat_engine import SimpleChatEngine
+        >>> chat = guard(SimpleChatEngine.from_defaults(llm=MockLLM()), max_retries=2, total_timeout=30)
+        >>> _ = chat.chat("Hello")
+        >>> isinstance(chat, SimpleChatEngine), len(chat.get_traces())
+        (True, 1)
+    """
+    if isinstance(target, ENGINES):
+        return guard_engine(target, options)
+    return guarded_llms([target], options)[0]
+
+
+__all__ = ["guard"]

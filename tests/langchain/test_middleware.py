@@ -1,0 +1,471 @@
+"""`BrixMiddleware` in LangChain's agents, over real HTTP."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import langchain.agents.middleware
+import openai
+import pytest
+from langchain.agents import create_agent
+from langchain.agents.middleware import (
+    HumanInTheLoopMiddleware,
+    ModelFallbackMiddleware,
+    SummarizationMiddleware,
+    ToolRetryMiddleware,
+)
+from langchain.agents.structured_output import ProviderStrategy, StructuredOutputValidationError, ToolStrategy
+from langchain_core.tools import tool
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.errors import GraphRecursionError
+from langgraph.types import Command
+from pydantic import BaseModel
+
+import brix_core
+import brix_langchain
+from brix_core import BrixBudgetError
+from brix_core.demo import DemoServer, JsonReply, Reply, ServerError, ToolCalls
+from brix_core.errors import BrixConfigurationError, BrixLoopError, BrixSchemaError
+from brix_core.store import MemoryStore
+from brix_langchain import BrixMiddleware, guard
+from brix_langchain.outermost import BrixRunLimitError
+from tests.langchain.conftest import Make
+from tests.langchain.support import MODEL, RATES
+
+ModelRetryMiddleware: Any = getattr(langchain.agents.middleware, "ModelRetryMiddleware", None)
+"""From langchain 1.1 on."""
+
+QUESTION: Any = {"messages": [("user", "Who wrote it?")]}
+WAYS = ("invoke", "ainvoke", "stream", "astream")
+SEARCH = ToolCalls([("search", {"query": "author"})])
+
+
+class Answer(BaseModel):
+    author: str
+
+
+@tool
+def search(query: str) -> str:
+    """Search the library."""
+    return f"No result for {query}."
+
+
+@tool
+def lend(title: str) -> str:
+    """Lend a book."""
+    return f"{title} is yours."
+
+
+def guards(**options: Any) -> BrixMiddleware:
+    return BrixMiddleware(**{"store": MemoryStore(), "prices": {MODEL: RATES}, "max_cost_usd": 1.0, **options})
+
+
+async def run(agent: Any, way: str = "invoke", value: Any = QUESTION, thread: str | None = None) -> list[Any]:
+    """The messages of a run."""
+    config: Any = {"configurable": {"thread_id": thread}} if thread else None
+    if way == "invoke":
+        return list(agent.invoke(value, config)["messages"])
+    if way == "ainvoke":
+        return list((await agent.ainvoke(value, config))["messages"])
+    if way == "stream":
+        states = list(agent.stream(value, config, stream_mode=["messages", "values"]))
+    else:
+        states = [state async for state in agent.astream(value, config, stream_mode=["messages", "values"])]
+    return list([state for mode, state in states if mode == "values"][-1]["messages"])
+
+
+def assert_all_counted(middleware: BrixMiddleware, server: DemoServer, requests: int) -> None:
+    assert server.wait_until_idle()
+    assert sum(len(trace["attempts"]) for trace in middleware.get_traces()) == server.stats.requests == requests
+    for record in server.requests:
+        assert_answered(record.body["messages"])
+
+
+def assert_answered(messages: Sequence[Mapping[str, Any]]) -> None:
+    """A provider takes only prompts in which the results of tool calls follow them at once."""
+    pending: set[str] = set()
+    for message in messages:
+        if message["role"] == "tool":
+            assert message["tool_call_id"] in pending
+            pending.discard(message["tool_call_id"])
+        else:
+            assert not pending
+            pending = {call["id"] for call in message.get("tool_calls") or ()}
+    assert not pending
+
+
+@pytest.mark.parametrize("way", WAYS)
+class TestLoops:
+    async def test_an_agent_that_repeats_one_call_is_stopped_after_the_third(
+        self, way: str, chat: Make, server: DemoServer
+    ) -> None:
+        server.default = SEARCH
+        with pytest.raises(GraphRecursionError):
+            await run(create_agent(chat(), [search]).with_config(recursion_limit=41), way)
+        unguarded = server.stats.requests
+        server.reset()
+        server.default = SEARCH
+        middleware = guards(on_loop="end")
+        messages = await run(create_agent(chat(), [search], middleware=[middleware]), way)
+        assert "search" in messages[-1].text
+        assert "3 times" in messages[-1].text
+        assert messages[-1].response_metadata["stopped_by"] == "loop"
+        assert_all_counted(middleware, server, 3)
+        assert unguarded - server.stats.requests >= 17  # requests saved
+
+    async def test_or_an_error_is_raised(self, way: str, chat: Make, server: DemoServer) -> None:
+        server.default = SEARCH
+        middleware = guards(on_loop="raise")
+        with pytest.raises(BrixLoopError) as caught:
+            await run(create_agent(chat(), [search], middleware=[middleware]), way)
+        assert caught.value.repeats == 3
+        assert_all_counted(middleware, server, 3)
+
+    async def test_a_nudge_is_sent_but_kept_out_of_the_thread(self, way: str, chat: Make, server: DemoServer) -> None:
+        server.script(SEARCH, SEARCH, SEARCH, Reply("Nobody knows."))
+        middleware = guards()
+        messages = await run(create_agent(chat(), [search], middleware=[middleware]), way)
+        assert messages[-1].text == "Nobody knows."
+        assert "going round in circles" in server.requests[-1].body["messages"][-1]["content"]
+        assert not any("circles" in message.text for message in messages)
+        assert_all_counted(middleware, server, 4)
+
+    async def test_an_agent_that_does_not_listen_is_stopped(self, way: str, chat: Make, server: DemoServer) -> None:
+        server.default = SEARCH
+        middleware = guards(diversity_attempts=1)
+        with pytest.raises(BrixLoopError):
+            await run(create_agent(chat(), [search], middleware=[middleware]), way)
+        assert_all_counted(middleware, server, 4)
+
+    async def test_parallel_calls_are_one_step(self, way: str, chat: Make, server: DemoServer) -> None:
+        both = ToolCalls([("search", {"query": "a"}), ("search", {"query": "b"})])
+        server.script(both, both, Reply("Done."))  # four calls, a-b-a-b, but two steps
+        middleware = guards(on_loop="raise")
+        await run(create_agent(chat(), [search], middleware=[middleware]), way)
+        server.default = both
+        with pytest.raises(BrixLoopError, match=r"search.* \+ search"):
+            await run(create_agent(chat(), [search], middleware=[middleware]), way)
+        assert_all_counted(middleware, server, 6)
+
+
+async def test_three_questions_are_no_loop(chat: Make, server: DemoServer) -> None:
+    middleware = guards(on_loop="raise")
+    agent = create_agent(chat(), [search], middleware=[middleware], checkpointer=InMemorySaver())
+    for _ in range(4):
+        server.script(SEARCH, SEARCH, Reply("Nobody."))
+        await run(agent, thread="t")
+    assert_all_counted(middleware, server, 12)
+
+
+@pytest.mark.parametrize("way", WAYS)
+class TestLimits:
+    async def test_a_tool_is_blocked_beyond_its_limit(self, way: str, chat: Make, server: DemoServer) -> None:
+        twice = ToolCalls([("search", {"query": "a"}), ("lend", {"title": "b"})])
+        server.script(twice, twice, Reply("Done."))
+        middleware = guards(max_tool_calls={"lend": 1})
+        messages = await run(create_agent(chat(), [search, lend], middleware=[middleware]), way)
+        lent = [message for message in messages if message.type == "tool" and message.name == "lend"]
+        assert [message.status for message in lent] == ["success", "error"]
+        assert "max_tool_calls['lend']=1" in lent[1].text
+        assert [m.status for m in messages if m.type == "tool" and m.name == "search"] == ["success", "success"]
+        assert_all_counted(middleware, server, 3)
+
+    async def test_the_run_can_end_there(self, way: str, chat: Make, server: DemoServer) -> None:
+        server.default = ToolCalls([("search", {"query": "a"}), ("lend", {"title": "b"})])
+        middleware = guards(max_tool_calls=3, on_limit="end")
+        messages = await run(create_agent(chat(), [search, lend], middleware=[middleware]), way)
+        assert messages[-1].response_metadata["stopped_by"] == "run_limit"
+        assert [message.status for message in messages[-3:-1]] == ["error", "error"]  # neither was run
+        assert_all_counted(middleware, server, 2)
+
+    async def test_or_raise(self, way: str, chat: Make, server: DemoServer) -> None:
+        server.default = SEARCH
+        middleware = guards(max_tool_calls=1, on_limit="raise")
+        agent = create_agent(chat(), [search], middleware=[middleware], checkpointer=InMemorySaver())
+        with pytest.raises(BrixRunLimitError, match="max_tool_calls=1") as caught:
+            await run(agent, way, thread="t")
+        assert caught.value.limit == 1
+        server.default = Reply("Hello.")
+        await run(agent, way, thread="t")  # a valid prompt: nothing is pending
+        assert_all_counted(middleware, server, 3)
+
+    async def test_a_run_makes_so_many_model_calls(self, way: str, chat: Make, server: DemoServer) -> None:
+        server.default = SEARCH
+        middleware = guards(max_model_calls=2)
+        agent = create_agent(chat(), [search], middleware=[middleware], checkpointer=InMemorySaver())
+        for run_number in (1, 2):  # the next run counts anew
+            messages = await run(agent, way, thread="t")
+            assert "max_model_calls=2" in messages[-1].text
+            assert_all_counted(middleware, server, 2 * run_number)
+
+    async def test_structured_output_ends_there_too(self, way: str, chat: Make, server: DemoServer) -> None:
+        server.default = Reply("I do not call tools.")
+        middleware = guards(max_model_calls=1)
+        agent = create_agent(chat(), [], response_format=ToolStrategy(Answer), middleware=[middleware])
+        await run(agent, way)
+        server.default = ToolCalls([("Answer", {})])
+        messages = await run(agent, way)
+        assert messages[-1].response_metadata["stopped_by"] == "run_limit"
+        assert server.stats.requests == 2
+
+
+class TestSessions:
+    async def test_each_thread_has_its_own_budget_and_keeps_it(self, chat: Make, server: DemoServer) -> None:
+        middleware = guards(max_cost_usd=1e-4, budget_clamp_output=False)
+        agent = create_agent(chat(max_tokens=100), [], middleware=[middleware], checkpointer=InMemorySaver())
+        server.default = Reply("word " * 90)
+        await run(agent, thread="one")
+        with pytest.raises(BrixBudgetError):
+            await run(agent, "ainvoke", thread="one")
+        await run(agent, "ainvoke", thread="two")
+        assert {trace["session_id"] for trace in middleware.get_traces()} == {"one", "two"}
+        with brix_core.session("three"):
+            await run(agent, thread="one")
+        assert len(middleware.get_traces("three")) == 1
+
+    async def test_counts_are_private(self, chat: Make, server: DemoServer) -> None:
+        middleware = guards(max_tool_calls=2)
+        server.script(SEARCH, Reply("Nobody."))
+        agent = create_agent(chat(), [search], middleware=[middleware], checkpointer=InMemorySaver())
+        config: Any = {"configurable": {"thread_id": "t"}}
+        assert agent.invoke(QUESTION, config).keys() == {"messages"}
+        kept = agent.get_state(config).values
+        assert (kept["brix_model_calls"], kept["brix_tool_calls"]) == (2, {"search": 1})
+
+
+@pytest.mark.parametrize("way", ["invoke", "ainvoke"])
+class TestInterrupts:
+    @pytest.mark.parametrize("first", [True, False])
+    async def test_counts_outlast_a_human_in_the_loop(
+        self, way: str, first: bool, chat: Make, server: DemoServer
+    ) -> None:
+        middleware, human = guards(max_tool_calls={"lend": 1}), HumanInTheLoopMiddleware({"lend": True})
+        order = [middleware, human] if first else [human, middleware]
+        agent = create_agent(chat(), [lend], middleware=order, checkpointer=InMemorySaver())
+        server.default = ToolCalls([("lend", {"title": "Emma"})])
+        await run(agent, way, thread="t")
+        assert server.stats.requests == 1
+        server.script(ToolCalls([("lend", {"title": "Emma"})]), Reply("Only one."))
+        resume: Any = Command(resume={"decisions": [{"type": "approve"}]})
+        messages = await run(agent, way, resume, thread="t")
+        if first:  # the human is asked before the middleware is
+            messages = await run(agent, way, resume, thread="t")
+        assert [message.status for message in messages if message.type == "tool"] == ["success", "error"]
+        assert messages[-1].text == "Only one."
+        assert_all_counted(middleware, server, 3)
+
+    @pytest.mark.parametrize("decision", ["approve", "reject"])
+    async def test_a_call_that_is_too_much_is_answered_once(
+        self, way: str, decision: str, chat: Make, server: DemoServer
+    ) -> None:
+        middleware, human = guards(max_tool_calls={"lend": 1}), HumanInTheLoopMiddleware({"lend": True})
+        agent = create_agent(chat(), [lend], middleware=[human, middleware], checkpointer=InMemorySaver())
+        server.script(ToolCalls([("lend", {"title": "Emma"}), ("lend", {"title": "Persuasion"})]), Reply("Fine."))
+        await run(agent, way, thread="t")
+        resume: Any = Command(resume={"decisions": [{"type": "approve"}, {"type": decision}]})
+        messages = await run(agent, way, resume, thread="t")
+        assert sorted(message.status for message in messages if message.type == "tool") == ["error", "success"]
+        assert_all_counted(middleware, server, 2)
+
+    async def test_a_new_message_instead_of_a_decision_finds_the_calls_answered(
+        self, way: str, chat: Make, server: DemoServer
+    ) -> None:
+        middleware, human = guards(), HumanInTheLoopMiddleware({"lend": True})
+        agent = create_agent(chat(), [lend], middleware=[human, middleware], checkpointer=InMemorySaver())
+        server.script(ToolCalls([("lend", {"title": "Emma"}), ("lend", {"title": "Persuasion"})]), Reply("Fine."))
+        await run(agent, way, thread="t")
+        messages = await run(agent, way, thread="t")
+        assert [message.type for message in messages] == ["human", "ai", "tool", "tool", "human", "ai"]
+        assert_all_counted(middleware, server, 2)
+
+
+@pytest.mark.parametrize("way", ["invoke", "ainvoke"])
+class TestStructuredOutput:
+    async def test_a_tool_strategy_heals_so_often(self, way: str, chat: Make, server: DemoServer) -> None:
+        middleware = guards(max_schema_retries=1)
+        agent = create_agent(chat(), [search], response_format=ToolStrategy(Answer), middleware=[middleware])
+        wrong = [ToolCalls([("Answer", {"author": number})]) for number in range(3)]
+        server.script(SEARCH, wrong[0], ToolCalls([("Answer", {"author": "Austen"})]))
+        answer = agent.invoke(QUESTION) if way == "invoke" else await agent.ainvoke(QUESTION)
+        assert answer["structured_response"] == Answer(author="Austen")
+        assert_all_counted(middleware, server, 3)
+        server.script(SEARCH, *wrong)
+        with pytest.raises(BrixSchemaError, match="max_schema_retries=1") as caught:
+            await run(agent, way)
+        assert [attempt.text for attempt in caught.value.attempts] == ['{"author": 0}', '{"author": 1}']
+        assert "valid string" in caught.value.attempts[1].problems[0][1]
+        assert_all_counted(middleware, server, 6)
+
+    async def test_a_provider_strategy_asks_once(self, way: str, chat: Make, server: DemoServer) -> None:
+        middleware = guards()
+        agent = create_agent(chat(), [], response_format=ProviderStrategy(Answer), middleware=[middleware])
+        server.script(JsonReply({"author": "Austen"}), JsonReply({"author": 1}))
+        answer = agent.invoke(QUESTION) if way == "invoke" else await agent.ainvoke(QUESTION)
+        assert answer["structured_response"] == Answer(author="Austen")
+        assert server.requests[0].body["response_format"]["type"] == "json_schema"
+        with pytest.raises(StructuredOutputValidationError):
+            await run(agent, way)
+        assert_all_counted(middleware, server, 2)
+
+
+@pytest.mark.parametrize("way", ["invoke", "ainvoke"])
+class TestBesideOthers:
+    @pytest.mark.parametrize("first", [True, False])
+    @pytest.mark.parametrize("kind", ["retry", "fallback", "continue"])
+    async def test_a_refusal_is_not_retried_and_not_answered_over(
+        self, way: str, kind: str, first: bool, chat: Make, server: DemoServer
+    ) -> None:
+        others: dict[str, Any] = {
+            "retry": ModelRetryMiddleware(max_retries=3, initial_delay=0),
+            "continue": ModelRetryMiddleware(max_retries=1, initial_delay=0, on_failure="continue"),
+            "fallback": ModelFallbackMiddleware(chat()),
+        }
+        middleware = guards(max_cost_usd=1e-9)
+        order = [middleware, others[kind]] if first else [others[kind], middleware]
+        with pytest.raises(BrixBudgetError) as caught:
+            await run(create_agent(chat(), [], middleware=order), way)
+        assert len(middleware.get_traces()) == 1
+        assert server.stats.requests == 0
+        assert pickle.loads(pickle.dumps(caught.value)).needed_usd == caught.value.needed_usd
+        assert type(copy.copy(caught.value)) is BrixBudgetError
+
+    async def test_what_retries_and_fallbacks_send_is_guarded(self, way: str, chat: Make, server: DemoServer) -> None:
+        middleware = guards(prices={MODEL: RATES, "gpt-4o": RATES})
+        fallback = ModelFallbackMiddleware(chat(model="gpt-4o"))
+        retry = ModelRetryMiddleware(max_retries=1, initial_delay=0, on_failure="error")
+        agent = create_agent(chat(), [], middleware=[fallback, retry, middleware])
+        server.script(ServerError(), ServerError(), Reply("Here."))
+        assert (await run(agent, way))[-1].text == "Here."
+        assert [record.model for record in server.requests] == [MODEL, MODEL, "gpt-4o"]
+        assert_all_counted(middleware, server, 3)
+
+    async def test_a_fallback_that_would_go_around_the_guards_is_an_error(
+        self, way: str, chat: Make, server: DemoServer
+    ) -> None:
+        middleware = guards()
+        agent = create_agent(chat(), [], middleware=[middleware, ModelFallbackMiddleware(chat(model="gpt-4o"))])
+        server.script(ServerError(), Reply("Unguarded."))
+        with pytest.raises(BrixConfigurationError, match="BrixMiddleware last"):
+            await run(agent, way)
+
+    async def test_the_guards_own_fallbacks_and_retries(self, way: str, chat: Make, server: DemoServer) -> None:
+        options = {"prices": {MODEL: RATES, "gpt-4o": RATES}, "max_retries": 1, "max_backoff": 0.0, "backoff_base": 1.0}
+        middleware = guards(fallbacks=[chat(model="gpt-4o")], **options)
+        server.script(ServerError(), ServerError(), SEARCH, Reply("Nobody."))
+        assert (await run(create_agent(chat(), [search], middleware=[middleware]), way))[-1].text == "Nobody."
+        assert [record.model for record in server.requests] == [MODEL, MODEL, "gpt-4o", MODEL]
+        assert server.requests[2].body["tools"]
+        assert_all_counted(middleware, server, 4)
+
+    async def test_a_refusal_inside_a_tool_is_no_failure_of_the_tool(
+        self, way: str, chat: Make, server: DemoServer
+    ) -> None:
+        inner = guard(chat(), max_cost_usd=1e-9, prices={MODEL: RATES}, store=MemoryStore())
+        asked = []
+
+        @tool
+        def ask(question: str) -> str:
+            """Ask somebody else."""
+            asked.append(question)
+            return str(inner.invoke(question).text)
+
+        middleware, retry = guards(), ToolRetryMiddleware(max_retries=2, initial_delay=0, jitter=False)
+        agent = create_agent(chat(), [ask], middleware=[retry, middleware], checkpointer=InMemorySaver())
+        server.default = ToolCalls([("ask", {"question": "Who?"})])
+        with pytest.raises(BrixBudgetError):
+            await run(agent, way, thread="t")
+        assert asked == ["Who?"]
+        server.default = Reply("Sorry.")
+        await run(agent, way, thread="t")
+        assert_all_counted(middleware, server, 2)
+
+    async def test_a_failing_tool_is_retried_as_before(self, way: str, chat: Make, server: DemoServer) -> None:
+        calls = []
+
+        @tool
+        def flaky(query: str) -> str:
+            """Search."""
+            calls.append(query)
+            if len(calls) < 3:
+                raise ConnectionError("down")
+            return "Austen"
+
+        middleware, retry = guards(), ToolRetryMiddleware(max_retries=2, initial_delay=0, jitter=False)
+        server.script(ToolCalls([("flaky", {"query": "x"})]), Reply("Austen."))
+        await run(create_agent(chat(), [flaky], middleware=[retry, middleware]), way)
+        assert len(calls) == 3
+        assert_all_counted(middleware, server, 2)
+
+    async def test_a_summary_by_a_guarded_model(self, way: str, chat: Make, server: DemoServer) -> None:
+        writer = guard(chat(), store=MemoryStore())
+        middleware = guards(on_loop="raise", exact_loop_threshold=4)
+        summary = SummarizationMiddleware(writer, trigger=("messages", 5), keep=("messages", 4))
+        agent = create_agent(chat(), [search], middleware=[summary, middleware], checkpointer=InMemorySaver())
+        server.default = Reply("They talked.")
+        for _ in range(4):
+            await run(agent, way, thread="t")
+        seen = sum(len(trace["attempts"]) for trace in [*writer.get_traces(), *middleware.get_traces()])
+        assert len(writer.get_traces()) >= 1
+        assert seen == server.stats.requests
+
+
+async def test_provider_errors_come_out_as_they_are(chat: Make, server: DemoServer) -> None:
+    server.default = ServerError()
+    with pytest.raises(openai.InternalServerError):
+        await run(create_agent(chat(), [], middleware=[guards()]))
+
+
+class TestConfiguration:
+    async def test_a_guarded_model_is_not_guarded_twice(self, chat: Make, server: DemoServer) -> None:
+        model = guard(chat(), store=MemoryStore())
+        with pytest.raises(BrixConfigurationError, match="guarded already"):
+            await run(create_agent(model, [], middleware=[guards()]))
+        limits = BrixMiddleware(max_model_calls=1, tool_loop_detection=False)
+        server.default = SEARCH
+        messages = await run(create_agent(model, [search], middleware=[limits]))
+        assert "max_model_calls=1" in messages[-1].text
+        assert len(model.get_traces()) == server.stats.requests == 1
+
+    @pytest.mark.parametrize(
+        ("options", "why"),
+        [
+            ({"on_loop": "stop"}, "on_loop"),
+            ({"on_limit": "stop"}, "on_limit"),
+            ({"max_model_calls": 0}, "max_model_calls"),
+            ({"max_tool_calls": {"search": -1}}, "search"),
+            ({"response_schema": Answer}, "response_format"),
+            ({"max_retry": 1}, "did you mean"),
+            (
+                {"max_context_tokens": 10_000, "context_strategy": "summarize", "context_summary_model": "gpt-4o"},
+                "chat model",
+            ),
+        ],
+    )
+    def test_bad_options_are_told_at_once(self, options: dict[str, Any], why: str) -> None:
+        with pytest.raises(BrixConfigurationError, match=why):
+            BrixMiddleware(**options)
+
+
+class TestImports:
+    def test_the_package_loads_no_agent(self) -> None:
+        code = (
+            "import sys, brix_langchain; "
+            "print({name.partition('.')[0] for name in sys.modules} & {'langchain', 'langchain_classic', 'langgraph'})"
+        )
+        found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert found.stdout.strip() == "set()"
+
+    @pytest.mark.parametrize("name", ["BrixMiddleware", "guard_agent_executor"])
+    def test_what_is_missing_is_told(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        for module in ("middleware", "agent_executor"):
+            monkeypatch.delitem(sys.modules, f"brix_langchain.{module}", raising=False)
+        monkeypatch.setitem(sys.modules, "langchain.agents.middleware", None)
+        monkeypatch.setitem(sys.modules, "langchain_classic.agents", None)
+        with pytest.raises(BrixConfigurationError, match=rf'{name} needs langchain.*"brix-guards\[langchain\]"'):
+            getattr(brix_langchain, name)
+        assert not hasattr(brix_langchain, "nothing")
