@@ -16,7 +16,7 @@ from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.tools import BaseTool
 from pydantic import ConfigDict, Field
-from typing_extensions import override
+from typing_extensions import is_typeddict, override
 
 from brix_core.call import CallRequest
 from brix_core.errors import BrixConfigurationError
@@ -27,7 +27,9 @@ from brix_langchain.endpoint import ChatModelEndpoint
 from brix_langchain.inside import described
 from brix_langchain.partial_answers import awith_ending, marked_result, with_ending, without_partial_answers
 from brix_langchain.refusals import RefusalsAreFinal
+from brix_langchain.schema_binding import digest, structured_output
 from brix_langchain.sessions import session_of
+from brix_langchain.structured import ASKED, Asked
 
 _TAKEN_OVER = (
     "cache",
@@ -167,7 +169,14 @@ class GuardedChatModel(RefusalsAreFinal, BaseChatModel):
         if run_manager is not None:
             params["run_manager"] = run_manager
         name = params.pop(_SESSION, None) or session_of(None)
-        return self._pipeline.request(self._endpoint, messages, params, stream=stream, session_id=name)
+        asked: Asked | None = params.pop(ASKED, None)
+        schema = None if asked is None else asked.schema
+        request = self._pipeline.request(
+            self._endpoint, messages, params, stream=stream, session_id=name, schema=schema
+        )
+        if asked is not None and asked.calls is not None:
+            asked.calls.append(request.call)
+        return request
 
     # Whose call it is: LangChain tells only the outer methods
 
@@ -227,6 +236,14 @@ class GuardedChatModel(RefusalsAreFinal, BaseChatModel):
     def with_structured_output(
         self, schema: dict[str, Any] | type, *, include_raw: bool = False, **kwargs: Any
     ) -> Runnable[LanguageModelInput, Any]:
+        """See `BaseChatModel.with_structured_output`. The options are those of the wrapped model.
+
+        An answer that does not fit is mended or asked for again, as the option ``response_schema`` of `guard` has it;
+        when none fits, `BrixSchemaError` is raised (with `include_raw`, it is the ``parsing_error``).
+
+        Streams of a JSON Schema or TypedDict give the dict as it grows, and last the valid one; those of a class give
+        the instance alone.
+        """
         mixed = any(type(fallback.inner) is not type(self.inner) for fallback in self._fallbacks)
         # Only tool calls look alike whichever provider answers.
         if mixed and kwargs.setdefault("method", "function_calling") != "function_calling":
@@ -234,14 +251,8 @@ class GuardedChatModel(RefusalsAreFinal, BaseChatModel):
                 f"method={kwargs['method']!r} is read in each provider's own way, and the fallbacks are of "
                 "another provider; leave method out, or pass method='function_calling'"
             )
-        chain = self.inner.with_structured_output(schema, include_raw=include_raw, **kwargs)
-        model = self._with_fallbacks_bound(
-            bound_arguments(self.inner, chain),
-            lambda fallback: bound_arguments(
-                fallback, fallback.with_structured_output(schema, include_raw=include_raw, **kwargs)
-            ),
-        )
-        return rebind(chain, self.inner, model)
+        previews = not isinstance(schema, type) or is_typeddict(schema)
+        return structured_output(self, schema, kwargs, include_raw=include_raw, previews=previews)
 
     def _with_fallbacks_bound(
         self, bound: Mapping[str, Any], bind: Callable[[BaseChatModel], Mapping[str, Any]]
@@ -280,11 +291,10 @@ class GuardedChatModel(RefusalsAreFinal, BaseChatModel):
         return described(dumpd(self.inner), self._pipeline)
 
     def _get_invocation_params(self, stop: list[str] | None = None, **kwargs: Any) -> dict[str, Any]:
-        kwargs.pop(_SESSION, None)
-        return self.inner._get_invocation_params(stop=stop, **kwargs)
+        return self.inner._get_invocation_params(stop=stop, **_public(kwargs))
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
-        kwargs.pop(_SESSION, None)
+        kwargs = _public(kwargs)
         if stop is None and not kwargs:  # it only describes the model in traces: worked out once
             return cast(LangSmithParams, dict(self._plain_ls_params))
         return self.inner._get_ls_params(stop=stop, **kwargs)
@@ -295,9 +305,11 @@ class GuardedChatModel(RefusalsAreFinal, BaseChatModel):
 
     def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
         """The cache key: the wrapped model's own, and whoever else may answer."""
-        kwargs.pop(_SESSION, None)
-        own = self.inner._get_llm_string(stop=stop, **kwargs)
-        return "|".join((own, *(fallback.identity for fallback in self._fallbacks)))
+        asked: Asked | None = kwargs.get(ASKED)
+        schema = self._pipeline.schema if asked is None else asked.schema
+        own = self.inner._get_llm_string(stop=stop, **_public(kwargs))
+        others = [fallback.identity for fallback in self._fallbacks]
+        return "|".join((own, *others, *([] if schema is None else [digest(schema)])))
 
     def _generate_with_cache(self, messages: list[BaseMessage], *args: Any, **kwargs: Any) -> ChatResult:
         asked = without_partial_answers(self) if self._keeps_partial else self
@@ -353,6 +365,11 @@ _hook: Any
 for _hook in (GuardedChatModel._generate, GuardedChatModel._agenerate):
     # LangChain inspects the hook's signature at every call, 14 us; `inspect` takes it from here.
     _hook.__signature__ = inspect.signature(_hook)
+
+
+def _public(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments without our own."""
+    return {name: value for name, value in kwargs.items() if name not in (_SESSION, ASKED)}
 
 
 def _named(config: RunnableConfig | None, kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from brix_langchain.reading import (
     added,
     billed_beside,
     billed_text,
+    cut_off,
     described,
     finish_reason_of,
     reported_usage,
@@ -167,15 +168,27 @@ class ChatModelEndpoint:
         """One blocking request."""
         if self.inner.rate_limiter is not None:
             self.inner.rate_limiter.acquire(blocking=True)
-        result = self.inner._generate(request.conversation.messages, **self._arguments(request))
+        try:
+            result = self.inner._generate(request.conversation.messages, **self._arguments(request))
+        except Exception as error:
+            result = self._cut_off(error, request)
         return self._response(result, request)
 
     async def acall(self, request: CallRequest) -> CallResponse:
         """One request on the event loop."""
         if self.inner.rate_limiter is not None:
             await self.inner.rate_limiter.aacquire(blocking=True)
-        result = await self._loops.here()._agenerate(request.conversation.messages, **self._arguments(request))
+        try:
+            result = await self._loops.here()._agenerate(request.conversation.messages, **self._arguments(request))
+        except Exception as error:
+            result = self._cut_off(error, request)
         return self._response(result, request)
+
+    def _cut_off(self, error: Exception, request: CallRequest) -> ChatResult:
+        """The answer in an error, for the schema guard to heal."""
+        if request.schema is None:
+            raise error
+        return cut_off(error, self.inner)
 
     def stream(self, request: CallRequest) -> Iterator[ChatGenerationChunk]:
         """The model's own chunks."""
@@ -218,12 +231,12 @@ class ChatModelEndpoint:
             if reported:
                 usage = added(usage, usage_of(reported))
         reasons = map(finish_reason_of, reversed(chunks))  # it is among the last
-        return CallResponse(
-            text=text,
-            usage=usage,
-            model=self.model(request.params),
-            finish_reason=next((reason for reason in reasons if reason), None),
-        )
+        reason = next((reason for reason in reasons if reason), None)
+        if request.schema is None or not chunks:
+            return CallResponse(text=text, usage=usage, model=self.model(request.params), finish_reason=reason)
+        # Where the instance is, and not merely what is billed.
+        whole = self._response(generate_from_stream(iter(chunks)), request)
+        return whole._replace(usage=usage, finish_reason=reason, raw=None)
 
     def assemble(self, chunks: Sequence[ChatGenerationChunk], text: str, request: CallRequest) -> CallResponse:
         """Merge chunks into the result that `_generate` would have given."""

@@ -54,18 +54,29 @@ class Inside(BrixCallbackHandler):
     def on_chat_model_start(self, serialized: dict[str, Any], *args: Any, **kwargs: Any) -> None:
         """See `BrixCallbackHandler`."""
         if charges(serialized, self._pipeline.store):
-            self._refuse_when_spent()
+            self.refuse_when_spent()
         else:
             super().on_chat_model_start(serialized, *args, **kwargs)
 
     def on_llm_start(self, serialized: dict[str, Any], *args: Any, **kwargs: Any) -> None:
         """See `BrixCallbackHandler`."""
         if charges(serialized, self._pipeline.store):
-            self._refuse_when_spent()
+            self.refuse_when_spent()
         else:
             super().on_llm_start(serialized, *args, **kwargs)
 
-    def _refuse_when_spent(self) -> None:
+    def beneath(self, other: BaseCallbackHandler) -> BaseCallbackHandler:
+        """What takes this handler's place in a run inside this one, whose guards may charge the same accounts."""
+        if not isinstance(other, Inside) or other._pipeline.store is not self._pipeline.store:
+            return self
+        return Watch(self) if "budget" in self.guards and "budget" in other.guards else self
+
+    def refuse_when_spent(self) -> None:
+        """Refuse a call that others charge.
+
+        Raises:
+            BrixBudgetError: The run's cap is reached.
+        """
         session = self._pipeline.session(session_of(None))
         if self._cap is None:
             return
@@ -79,6 +90,29 @@ class Inside(BrixCallbackHandler):
                 spent_usd=usd(money.spent),
                 reserved_usd=usd(money.reserved),
             )
+
+
+class Watch(BaseCallbackHandler):
+    """Keeps a run's cap in a run inside it, which charges its model calls by itself; what tools do is told on.
+
+    Args:
+        inside: The callbacks of the outer run.
+    """
+
+    raise_error = True
+    run_inline = True
+
+    def __init__(self, inside: Inside) -> None:
+        self._inside = inside
+        for what in ("tool", "chain", "retriever"):
+            for event in ("start", "end", "error"):
+                setattr(self, f"on_{what}_{event}", getattr(inside, f"on_{what}_{event}"))
+
+    def on_chat_model_start(self, *args: Any, **kwargs: Any) -> None:
+        """Refuse it when the outer run's cap is reached."""
+        self._inside.refuse_when_spent()
+
+    on_llm_start = on_chat_model_start
 
 
 class Gate(BaseCallbackHandler):
@@ -106,4 +140,4 @@ class Gate(BaseCallbackHandler):
     on_llm_start = on_tool_start = on_retriever_start = on_chat_model_start
 
 
-__all__ = ["Description", "Gate", "Inside", "charges", "described"]
+__all__ = ["Description", "Gate", "Inside", "Watch", "charges", "described"]

@@ -57,7 +57,7 @@ class BrixAgentState(AgentState[Any]):
     brix_refused: NotRequired[Annotated[dict[str, str], PrivateStateAttr]]
 
 
-class BrixMiddleware(AgentMiddleware[AgentState[Any], ContextT, Any]):
+class BrixMiddleware(AgentMiddleware[AgentState[Any], ContextT]):
     """Guards every model call of an agent, stops it when its tools go round in circles, and limits its calls.
 
     The session of a budget, a rate, a trace is that of `brix_langchain.guard`: ``configurable.session_id``, else

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, cast
 
+from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
-from langchain_core.outputs import ChatGeneration
+from langchain_core.outputs import ChatGeneration, ChatResult
 from pydantic import PydanticUserError, TypeAdapter
 
 from brix_core.call import ToolCall
@@ -40,15 +41,31 @@ def finish_reason_of(generation: ChatGeneration, llm_output: Mapping[str, Any] |
 
 def described(value: Any) -> Any:
     """A tool or response format as it is sent: a class (Pydantic, TypedDict, dataclass) is sent as its JSON schema."""
-    return _schema_of(value) if isinstance(value, type) else value
+    return _format_of(value) if isinstance(value, type) else value
 
 
 @lru_cache(maxsize=512)
-def _schema_of(kind: type) -> Any:
+def _format_of(kind: type) -> dict[str, Any]:
     try:
-        return TypeAdapter(kind).json_schema()
+        schema: Any = TypeAdapter(kind).json_schema()
     except PydanticUserError:  # no type pydantic knows: whatever will be sent, the model binds it by itself
-        return kind.__name__
+        schema = {}
+    return {"type": "json_schema", "json_schema": {"name": kind.__name__, "schema": schema}}
+
+
+def cut_off(error: Exception, model: BaseChatModel) -> ChatResult:
+    """The answer that OpenAI's SDK raises about where a format was asked for: cut off at the output cap, or filtered.
+
+    Raises:
+        Exception: It is about something else.
+    """
+    kind = type(error).__name__  # the SDK may not be there
+    if kind == "LengthFinishReasonError" and hasattr(model, "_create_chat_result"):
+        return cast(ChatResult, model._create_chat_result(getattr(error, "completion", None)))
+    if kind == "ContentFilterFinishReasonError":
+        message = AIMessage("", response_metadata={"finish_reason": "content_filter"})
+        return ChatResult(generations=[ChatGeneration(message=message)])
+    raise error
 
 
 _BILLED_BLOCKS: Final = ("text", "thinking", "reasoning")
@@ -119,6 +136,7 @@ __all__ = [
     "added",
     "billed_beside",
     "billed_text",
+    "cut_off",
     "described",
     "finish_reason_of",
     "reported_usage",

@@ -18,7 +18,7 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import set_config_context, var_child_runnable_config
 
 from brix_core.call import CallRequest, CallResponse
-from brix_langchain.inside import Gate
+from brix_langchain.inside import Gate, Inside
 from brix_langchain.opaque import TEXTS, TextCodec, chunk_text, written
 
 if TYPE_CHECKING:
@@ -190,12 +190,23 @@ def configured(
     callbacks = filled.get("callbacks")
     if isinstance(callbacks, BaseCallbackManager):
         callbacks = callbacks.copy()
+        for outer in [one for one in callbacks.handlers if isinstance(one, Inside)]:
+            callbacks.remove_handler(outer)
+            callbacks.add_handler(_outer(outer, handlers), inherit=True)
         for handler in handlers:
             callbacks.add_handler(handler, inherit=True)
     else:
-        callbacks = [*(callbacks or ()), *handlers]
+        callbacks = [*(_outer(one, handlers) for one in callbacks or ()), *handlers]
     configurable = {**(filled.get("configurable") or {}), "session_id": session_id}
     return cast(RunnableConfig, {**filled, "callbacks": callbacks, "configurable": configurable})
+
+
+def _outer(handler: BaseCallbackHandler, handlers: Sequence[BaseCallbackHandler]) -> BaseCallbackHandler:
+    """A handler of the surrounding run, for one inside with handlers of its own."""
+    for own in handlers:
+        if isinstance(handler, Inside) and handler is not own:
+            handler = handler.beneath(own)
+    return handler
 
 
 def _answer(output: Any) -> str:

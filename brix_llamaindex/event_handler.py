@@ -127,22 +127,21 @@ class BrixEventHandler(BaseEventHandler):
 
     def _begin(self, key: str, event: LLMChatStartEvent | LLMCompletionStartEvent) -> None:
         completes = isinstance(event, LLMCompletionStartEvent)
-        around = self._open.get(_chat.get() or "")
-        if completes and around is not None and around.model_dict == event.model_dict:
-            return  # a chat that this LLM answers by completing a text: one call
+        asked = [Prompt(event.prompt)] if isinstance(event, LLMCompletionStartEvent) else event.messages
+        around = self._open.get(_latest.get() or "")
+        if around is not None and around.makes(event, asked):
+            return
         model = _SeenModel(event.model_dict, event.additional_kwargs)
-        messages = [Prompt(event.prompt)] if isinstance(event, LLMCompletionStartEvent) else event.messages
-        request = self._pipeline.request(model, messages, event.additional_kwargs)
+        request = self._pipeline.request(model, asked, event.additional_kwargs)
         step = Stepwise(self._pipeline.traces.flow(request, self._watched), self._pipeline.clock)
         step.begin()
-        call = _Open(step, request, event.model_dict, completes=completes)
+        call = _Open(step, request, event.model_dict, asked, completes=completes)
         with self._lock:
             self._open[key] = call
             oldest = self._open.popitem(last=False)[1] if len(self._open) > MAX_OPEN else None
         if oldest is not None:
             oldest.step.close()
-        if not completes:
-            _chat.set(key)
+        _latest.set(key)
 
     def _watched(self, request: CallRequest) -> Flow:
         """The meter; nothing for a model without a price."""
@@ -157,19 +156,30 @@ class BrixEventHandler(BaseEventHandler):
             return self._open.pop(key, None)
 
 
-_chat: ContextVar[str | None] = ContextVar("brix_llamaindex_seen_chat", default=None)
-"""The span of the latest chat begun here."""
+_latest: ContextVar[str | None] = ContextVar("brix_llamaindex_latest_call", default=None)
+"""The span of the latest call begun here."""
 
 
 class _Open:
     """A call under way."""
 
-    def __init__(self, step: Stepwise, request: CallRequest, model_dict: dict[str, Any], *, completes: bool) -> None:
+    def __init__(
+        self, step: Stepwise, request: CallRequest, model_dict: dict[str, Any], asked: Sequence[Any], *, completes: bool
+    ) -> None:
         self.step = step
-        self.model_dict = model_dict
         self._request = request
+        self._model_dict = model_dict
+        self._asked = asked
         self._reader = DeltaReader()
         self._completes = completes
+
+    def makes(self, event: LLMChatStartEvent | LLMCompletionStartEvent, asked: Sequence[Any]) -> bool:
+        """Whether a call that begins while this one is under way is how the LLM makes this one.
+
+        Some LLMs chat by completing a text, or answer asynchronous calls by blocking ones.
+        """
+        by_completing = isinstance(event, LLMCompletionStartEvent) and not self._completes
+        return event.model_dict == self._model_dict and (by_completing or list(asked) == list(self._asked))
 
     def chunk(self, response: Any) -> None:
         with suppress(BrixError):  # a limit that nobody keeps here

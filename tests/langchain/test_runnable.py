@@ -14,6 +14,8 @@ from typing import Any
 
 import openai
 import pytest
+from langchain_classic.agents import AgentExecutor
+from langchain_core.agents import AgentFinish
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.documents import Document
 from langchain_core.language_models import BaseChatModel
@@ -171,6 +173,25 @@ class TestBudget:
         owed = stats.prompt_tokens * RATES[0] + stats.completion_tokens * RATES[1]
         assert store.balance("budget:ann").spent == pytest.approx(owed * 1e9)
 
+    @pytest.mark.parametrize("way", ["invoke", "stream"])
+    def test_nor_is_a_model_in_a_guarded_run_inside(self, way: str, chat: Make, server: DemoServer) -> None:
+        store = MemoryStore()
+        inner = guarded(pipe(chat()), **PRICED, store=store)
+        chain = guarded(RunnablePassthrough() | inner, **{**PRICED, "max_cost_usd": 1e-9}, store=store)
+        generous = guarded(RunnablePassthrough() | inner, **PRICED, store=store)
+
+        def ask(runnable: Any) -> Any:
+            return list(runnable.stream(INPUT)) if way == "stream" else runnable.invoke(INPUT)
+
+        with brix_core.session("ann"):
+            ask(generous)
+            with pytest.raises(BrixBudgetError, match="of the run"):
+                ask(chain)
+        stats = server.stats
+        owed = stats.prompt_tokens * RATES[0] + stats.completion_tokens * RATES[1]
+        assert store.balance("budget:ann").spent == pytest.approx(owed * 1e9)
+        assert stats.requests == 1
+
     def test_a_run_and_the_guarded_models_in_it_share_one_session(self, chat: Make) -> None:
         model = guard(chat(), **PRICED)
         chain = guard(pipe(model), per_call_timeout=5.0)
@@ -276,7 +297,7 @@ class TestRetries:
     async def test_a_run_is_tried_again(self, way: str, chat: Make, server: DemoServer) -> None:
         server.script(ServerError(), ServerError(), Reply("At last."))
         chain = guarded(pipe(chat(max_retries=0)), **PRICED, **RETRY)
-        answer = {
+        answer: dict[str, Callable[[], Any]] = {
             "invoke": lambda: chain.invoke(INPUT),
             "stream": lambda: "".join(chain.stream(INPUT)),
             "batch": lambda: chain.batch([INPUT])[0],
@@ -544,6 +565,12 @@ class TestWrongUse:
             guard(chain)
         with pytest.raises(BrixConfigurationError, match="pickled"):
             pickle.dumps(chain)
+
+    def test_an_agent_executor_is_guarded_as_one(self) -> None:
+        agent = RunnableLambda(lambda step: AgentFinish({"output": "Done."}, ""))
+        executor = guard(AgentExecutor(agent=agent, tools=[]), tool_loop_detection=True)
+        assert isinstance(executor, AgentExecutor)
+        assert executor.invoke({"input": "Go"})["output"] == "Done."
 
     def test_importing_the_package_does_not_import_langgraph(self) -> None:
         code = "import sys, brix_langchain; print([name for name in sys.modules if name.split('.')[0] == 'langgraph'])"

@@ -200,7 +200,7 @@ def test_what_is_no_llm_is_refused_with_what_is_accepted(wrong: Any) -> None:
 
 def test_an_unknown_option_is_refused() -> None:
     with pytest.raises(BrixConfigurationError, match="did you mean max_retries"):
-        guard(MockLLM(), max_retry=3)  # type: ignore[call-arg]
+        guard(MockLLM(), max_retry=3)  # type: ignore[call-overload]
 
 
 def test_wrong_messages_fail_as_they_do_bare_and_leave_a_trace() -> None:

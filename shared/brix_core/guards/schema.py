@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 PARSED: Final = "parsed"
 """Where a valid instance is in `LogicalCall.metadata`: the response of a stream reaches no consumer."""
 
+REJECTED: Final = "rejected"
+"""Where the last response that does not fit is in `LogicalCall.metadata`."""
+
 MAX_ECHO: Final = 4_000
 """Characters of an answer that does not fit which are shown to the model again."""
 
@@ -135,6 +138,7 @@ class SchemaGuard:
             except SchemaMismatch as mismatch:
                 problems = tuple((problem.path, problem.message) for problem in mismatch.problems)
                 attempts.append(answer._replace(problems=problems))
+                request.call.metadata[REJECTED] = response
                 feedback = schema.feedback(mismatch)
             if deadline is None and self.config.max_healing_seconds is not None:
                 seconds = self.config.max_healing_seconds
@@ -284,4 +288,4 @@ def _is_format(item: Any) -> bool:
     return "json_schema" in (item.get("type"), inner.get("type") if isinstance(inner, dict) else None)
 
 
-__all__ = ["MAX_ECHO", "MAX_PROBLEMS", "PARSED", "SchemaConfig", "SchemaGuard"]
+__all__ = ["MAX_ECHO", "MAX_PROBLEMS", "PARSED", "REJECTED", "SchemaConfig", "SchemaGuard"]

@@ -1,0 +1,231 @@
+"""What guards decide as events, and traces of LLMs that nobody guards."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import openai
+import pytest
+from llama_index.core import PromptTemplate
+from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
+from llama_index.core.instrumentation.event_handlers import BaseEventHandler
+from llama_index.core.instrumentation.events import BaseEvent
+from llama_index.core.llms import ChatMessage, MockLLM
+from pydantic import Field
+
+import brix_core
+from brix_core import BrixBudgetError
+from brix_core.demo import CutStream, DemoServer, EndlessRepetition, Reply, ServerError, StalledStream
+from brix_llamaindex import BrixEventHandler, BrixGuardEvent, guard
+from brix_llamaindex.event_handler import MAX_OPEN
+from tests.llamaindex.conftest import MODEL, Make
+from tests.llamaindex.hooks import HOOKS, STREAMED, ask, outcomes, parts
+
+PRICES = {MODEL: (1e-6, 2e-6)}
+
+
+class Collected(BaseEventHandler):
+    seen: list[Any] = Field(default_factory=list)
+
+    @classmethod
+    def class_name(cls) -> str:
+        return "Collected"
+
+    def handle(self, event: BaseEvent, **kwargs: Any) -> None:
+        self.seen.append(event)
+
+    @property
+    def decisions(self) -> list[tuple[str, str]]:
+        return [(event.guard, event.decision) for event in self.seen if isinstance(event, BrixGuardEvent)]
+
+
+@contextmanager
+def listening(handler: Any) -> Iterator[Any]:
+    dispatcher = get_dispatcher()
+    before = dispatcher.event_handlers
+    dispatcher.event_handlers = [*before, handler]
+    try:
+        yield handler
+    finally:
+        dispatcher.event_handlers = before
+
+
+@pytest.fixture
+def collected() -> Iterator[Collected]:
+    with listening(Collected()) as handler:
+        yield handler
+
+
+@pytest.fixture
+def watching() -> Iterator[BrixEventHandler]:
+    with listening(BrixEventHandler(prices=PRICES)) as handler:
+        yield handler
+
+
+# --- decisions as events -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+async def test_decisions_and_the_outcome_are_events(
+    openai_like: Make, server: DemoServer, hook: str, collected: Collected
+) -> None:
+    server.script(ServerError(500), Reply("Hello"))
+    llm = guard(openai_like(), max_retries=1, max_backoff=0.0, max_cost_usd=1.0, prices=PRICES)
+    with brix_core.session("ann"):
+        await ask(llm, hook)
+    (trace,) = llm.get_traces()
+    expected = [(one["guard"], one["decision"]) for one in trace["decisions"]]
+    assert expected
+    assert collected.decisions == [*expected, ("observability", "ok")]
+    events = [event for event in collected.seen if isinstance(event, BrixGuardEvent)]
+    assert {(event.run_id, event.session_id) for event in events} == {(trace["run_id"], "ann")}
+    assert events[-1].cost_usd == pytest.approx(trace["cost_usd"])
+    assert events[-1].details["attempts"] == 2
+
+
+async def test_every_outcome_is_told(openai_like: Make, server: DemoServer, collected: Collected) -> None:
+    server.default = ServerError(500)
+    with pytest.raises(openai.InternalServerError):
+        guard(openai_like()).complete("Hello")
+    with pytest.raises(BrixBudgetError):
+        guard(openai_like(), max_cost_usd=1e-6, prices={MODEL: (1e-3, 1e-3)}).complete("Hello")
+    server.default = StalledStream(after=1)
+    with pytest.raises(TimeoutError):
+        await guard(openai_like(), per_call_timeout=0.05).acomplete("Hello")
+    partial = guard(openai_like(), per_call_timeout=0.05, on_timeout="return_partial")
+    await partial.acomplete("Hello")
+    task = asyncio.create_task(guard(openai_like()).acomplete("Hello"))
+    await asyncio.sleep(0.05)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    server.default = EndlessRepetition(text="word ")
+    stream = guard(openai_like(max_tokens=5_000)).stream_complete("Hello")
+    next(stream)
+    stream.close()
+    ended = [decision for name, decision in collected.decisions if name == "observability"]
+    assert ended == ["failed", "refused", "timed_out", "timed_out", "cancelled", "abandoned"]
+    assert outcomes(partial) == ["timed_out"]
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+async def test_the_events_of_a_guarded_llm_name_its_run(
+    openai_like: Make, server: DemoServer, hook: str, collected: Collected
+) -> None:
+    llm = guard(openai_like())
+    await ask(llm, hook)
+    starts = [event for event in collected.seen if event.class_name().endswith("StartEvent")]
+    assert [event.tags["brix.run_id"] for event in starts] == [llm.get_traces()[0]["run_id"]]
+
+
+# --- traces of what nobody guards --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+async def test_an_unguarded_llm_leaves_the_trace_a_guarded_one_would(
+    openai_like: Make, server: DemoServer, hook: str, watching: BrixEventHandler
+) -> None:
+    fields = {"additional_kwargs": {"stream_options": {"include_usage": True}}} if hook in STREAMED else {}
+    llm = guard(openai_like(**fields), max_cost_usd=1.0, prices=PRICES)
+    with brix_core.session("ann"):
+        await ask(openai_like(**fields), hook)
+        await ask(llm, hook)
+    (seen,), (guarded,) = watching.get_traces("ann"), llm.get_traces("ann")
+    assert seen.keys() == guarded.keys()
+    same = ("model", "outcome", "prompt_tokens", "completion_tokens", "cost_usd", "prompt_hash", "response_hash")
+    assert {name: seen[name] for name in same} == {name: guarded[name] for name in same}
+    assert seen["cost_usd"] > 0.0
+    assert server.stats.requests == 2
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+async def test_guarded_llms_are_not_counted_twice(openai_like: Make, hook: str, watching: BrixEventHandler) -> None:
+    for llm in (guard(openai_like()), guard(MockLLM()), guard(MockLLM(), per_call_timeout=5)):
+        await ask(llm, hook)
+    assert watching.get_traces() == []
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+async def test_an_llm_that_answers_by_another_of_its_hooks_makes_one_call(
+    hook: str, watching: BrixEventHandler
+) -> None:
+    await ask(MockLLM(), hook)
+    await ask(MockLLM(), hook)
+    assert [trace["outcome"] for trace in watching.get_traces()] == ["ok", "ok"]
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+async def test_failures_are_seen(openai_like: Make, server: DemoServer, hook: str, watching: BrixEventHandler) -> None:
+    server.default = ServerError(500)
+    with pytest.raises(openai.InternalServerError):
+        await ask(openai_like(max_retries=0), hook)
+    (trace,) = watching.get_traces()
+    assert (trace["outcome"], trace["error"]) == ("failed", "InternalServerError")
+    assert trace["attempts"][0]["status"] == 500
+
+
+@pytest.mark.parametrize("hook", STREAMED)
+async def test_a_stream_that_broke_off_is_seen(
+    openai_like: Make, server: DemoServer, hook: str, watching: BrixEventHandler
+) -> None:
+    server.default = CutStream(after=2)
+    with pytest.raises(Exception, match="peer closed"):
+        await ask(openai_like(max_retries=0), hook)
+    (trace,) = watching.get_traces()
+    assert (trace["outcome"], trace["partial_text"]) == ("failed", "This ans")
+
+
+@pytest.mark.parametrize("hook", STREAMED)
+async def test_a_stream_that_nobody_reads_on_is_seen(
+    openai_like: Make, server: DemoServer, hook: str, watching: BrixEventHandler
+) -> None:
+    server.default = Reply("one two three four five")
+    stream = parts(openai_like(), hook)
+    async for part in stream:
+        if part:
+            break
+    await stream.aclose()
+    gc.collect()
+    (trace,) = watching.get_traces()
+    assert trace["outcome"] == "abandoned"
+
+
+async def test_calls_side_by_side_are_told_apart(openai_like: Make, watching: BrixEventHandler) -> None:
+    llm = openai_like()
+
+    async def talk(user: str, calls: int) -> None:
+        with brix_core.session(user):
+            for number in range(calls):
+                await llm.achat([ChatMessage(f"{user} {number}")])
+
+    await asyncio.gather(talk("ann", 2), talk("bob", 3))
+    assert (len(watching.get_traces("ann")), len(watching.get_traces("bob"))) == (2, 3)
+    assert len({trace["prompt_hash"] for trace in watching.get_traces()}) == 5
+
+
+def test_a_model_without_a_price_costs_nothing_known(watching: BrixEventHandler) -> None:
+    MockLLM(max_tokens=3).predict(PromptTemplate("Hello"))
+    (trace,) = watching.get_traces()
+    assert (trace["model"], trace["outcome"], trace["cost_usd"]) == ("MockLLM", "ok", None)
+
+
+def test_memory_is_bounded(watching: BrixEventHandler) -> None:
+    streams = []
+    for _ in range(MAX_OPEN + 5):
+        stream = MockLLM(max_tokens=3).stream_complete("Hello")
+        next(stream)
+        streams.append(stream)
+    assert len(watching._open) == MAX_OPEN
+    assert [trace["outcome"] for trace in watching.get_traces()] == ["abandoned"] * 5
+    for stream in streams:
+        stream.close()
+    assert not watching._open
+    small = BrixEventHandler(trace_buffer_size=2)
+    with listening(small):
+        for _ in range(5):
+            MockLLM().complete("Hello")
+    assert len(small.get_traces()) == 2
