@@ -23,7 +23,6 @@ from pydantic import BaseModel
 from typing_extensions import is_typeddict
 
 from brix_core.endpoints.structured import response_format
-from brix_core.errors import BrixConfigurationError
 from brix_core.response_schema import ResponseSchema
 from brix_langchain.binding import bound_arguments, rebind
 from brix_langchain.structured import ASKED, Asked, InstanceReader, StructuredModel, StructuredModelWithRaw
@@ -79,9 +78,7 @@ def digest(schema: ResponseSchema) -> str:
     return sha256(json.dumps([schema.name, schema.json_schema], sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _bound(
-    model: GuardedChatModel, wanted: _Wanted, options: Mapping[str, Any]
-) -> Runnable[LanguageModelInput, Any]:
+def _bound(model: GuardedChatModel, wanted: _Wanted, options: Mapping[str, Any]) -> Runnable[LanguageModelInput, Any]:
     """The model with the schema bound to it and to its fallbacks, or the model itself where one cannot bind."""
 
     def arguments(inner: BaseChatModel, step: Runnable[Any, Any]) -> dict[str, Any]:

@@ -286,9 +286,7 @@ def _outcome(raw: BaseMessage | None, parsed: Any, error: BrixSchemaError | None
     return {"raw": raw, "parsed": parsed, "parsing_error": error}
 
 
-def _rest(
-    chunks: Sequence[Any], asked: Asked, parsed: Any, error: BrixSchemaError | None
-) -> Iterator[dict[str, Any]]:
+def _rest(chunks: Sequence[Any], asked: Asked, parsed: Any, error: BrixSchemaError | None) -> Iterator[dict[str, Any]]:
     """What a stream ends with: the raw message too, when none of it has been shown."""
     if not chunks:
         yield AddableDict(raw=asked.rejected)

@@ -20,7 +20,6 @@ from typing import Any, Final, Protocol
 from brix_core import checks
 from brix_core.clock import Clock, SystemClock
 
-
 MISSING: Final = object()
 """No value at all, for ``get(key, MISSING)``: None and False are values."""
 
