@@ -30,14 +30,14 @@ from pydantic import PrivateAttr
 from typing_extensions import override
 
 from brix_core import checks
-from brix_core.embedders import as_embedder
+from brix_core.embedding import as_embedder
 from brix_core.errors import BrixConfigurationError, BrixGuardBlockedError, BrixLoopError, BrixTimeoutError
 from brix_core.guards.loop import LoopConfig, _diversity_text, _told
-from brix_core.likeness import Likeness, comparable, loop_by_meaning, of_step, recurs
-from brix_core.loops import Loop, tool_loop
+from brix_core.looping.likeness import Likeness, comparable, loop_by_meaning, of_step, recurs
+from brix_core.looping.loops import Loop, tool_loop
+from brix_core.looping.steps import Step
 from brix_core.options import parse
 from brix_core.session import session
-from brix_core.steps import Step
 from brix_core.turns import written
 from brix_langchain.binding import rebind
 from brix_langchain.callbacks import BrixCallbackHandler
@@ -58,7 +58,7 @@ def guard_agent_executor(
 
     A step is the whole batch of tool calls that the agent asked for at once. One that came to the same results
     `exact_loop_threshold` times in a run, with nothing new in between, is a loop, as are the others that
-    `brix_core.loops` describes.
+    `brix_core.looping.loops` describes.
 
     Args:
         executor: The executor. It is left as it is.

@@ -13,6 +13,7 @@ from langchain_core.outputs import ChatGenerationChunk, GenerationChunk, LLMResu
 from brix_core import checks
 from brix_core.call import CallRequest, CallResponse
 from brix_core.drivers.stepwise import Stepwise
+from brix_core.errors import BrixRunLimitError
 from brix_core.flow import Flow, compose
 from brix_core.options import GuardOptions
 from brix_core.pipeline import Pipeline
@@ -20,7 +21,7 @@ from brix_core.session import Session, current_session_id
 from brix_langchain.callback_options import parse_for_callbacks
 from brix_langchain.called_model import CalledModel, answer_of, billed, billed_in, is_from_cache
 from brix_langchain.open_calls import OpenCall, OpenCalls, withdraw
-from brix_langchain.outermost import BrixRunLimitError, Runs, running_task, tool_use
+from brix_langchain.outermost import Runs, running_task, tool_use
 from brix_langchain.reading import added, usage_of
 from brix_langchain.sessions import session_of
 

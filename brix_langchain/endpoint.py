@@ -42,7 +42,7 @@ from brix_langchain.reading import (
 )
 
 if TYPE_CHECKING:
-    from brix_core.response_schema import ResponseSchema
+    from brix_core.structured.response_schema import ResponseSchema
 
 _CAPS: Final = ("max_tokens", "max_completion_tokens", "max_output_tokens", "num_predict", "max_new_tokens")
 """Names of the output cap, LangChain's standard one first."""

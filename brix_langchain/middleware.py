@@ -23,7 +23,7 @@ from langgraph.typing import ContextT
 from typing_extensions import override
 
 from brix_core import checks
-from brix_core.errors import BrixConfigurationError, BrixLoopError, BrixSchemaError
+from brix_core.errors import BrixConfigurationError, BrixLoopError, BrixRunLimitError, BrixSchemaError
 from brix_core.options import parse
 from brix_core.pipeline import Pipeline
 from brix_core.session import Session
@@ -39,7 +39,6 @@ from brix_langchain.agent_messages import (
 from brix_langchain.agent_model import AgentModel, letting_through
 from brix_langchain.chat_model import GuardedChatModel
 from brix_langchain.guarding import _endpoint
-from brix_langchain.outermost import BrixRunLimitError
 from brix_langchain.sessions import session_of
 
 MAX_MODELS: Final = 32

@@ -9,9 +9,9 @@ from collections import Counter, OrderedDict
 from typing import Any, Final
 from uuid import UUID
 
-from brix_core.errors import BrixGuardBlockedError, BrixLoopError
-from brix_core.loops import MAX_QUOTED
-from brix_core.steps import canonical
+from brix_core.errors import BrixGuardBlockedError, BrixLoopError, BrixRunLimitError
+from brix_core.looping.loops import MAX_QUOTED
+from brix_core.looping.steps import canonical
 
 MAX_RUNS: Final = 100_000
 """Runs under way that are remembered; beyond them, the oldest is forgotten."""
@@ -24,21 +24,6 @@ MAX_RESULTS: Final = 1_000
 
 ToolUse = tuple[str, str]
 """Name and input of a tool call."""
-
-
-class BrixRunLimitError(BrixGuardBlockedError):
-    """The outermost run has made all the calls it may.
-
-    Args:
-        message: See `brix_core.BrixError`.
-        limit: Calls it may make.
-    """
-
-    guard = "run_limit"
-
-    def __init__(self, message: str = "", *, limit: int = 0) -> None:
-        super().__init__(message)
-        self.limit = limit
 
 
 class OutermostRun:
@@ -178,4 +163,4 @@ def running_task() -> asyncio.Task[Any] | None:
         return None
 
 
-__all__ = ["BrixRunLimitError", "OutermostRun", "Runs", "ToolUse", "running_task", "tool_use"]
+__all__ = ["OutermostRun", "Runs", "ToolUse", "running_task", "tool_use"]

@@ -18,8 +18,8 @@ from typing_extensions import override
 from brix_core import checks
 from brix_core.errors import BrixSchemaError, SchemaAttempt
 from brix_core.guards.schema import MAX_ECHO, MAX_PROBLEMS
-from brix_core.partial_json import PartialJSON
-from brix_core.response_schema import ResponseSchema, SchemaMismatch
+from brix_core.structured.partial_json import PartialJSON
+from brix_core.structured.response_schema import ResponseSchema, SchemaMismatch
 from brix_core.turns import text_of
 from brix_langchain.reading import tool_call, tool_calls_of
 
@@ -36,10 +36,10 @@ class _Failed(NamedTuple):
 class BrixOutputParser(BaseTransformOutputParser[T], Generic[T]):
     """Reads a valid instance of a schema out of what a model wrote, text or tool call.
 
-    What stands around the JSON is passed over, and JSON with a certain meaning is mended; see `brix_core.extraction`.
-    What does not fit raises `OutputParserException`: its ``llm_output`` is the answer, its ``observation`` says what is
-    wrong, its ``__cause__`` is a `BrixSchemaError` with every answer there was. A parser made by `with_llm` asks again
-    first.
+    What stands around the JSON is passed over, and JSON with a certain meaning is mended
+    (`brix_core.structured.extraction`). What does not fit raises `OutputParserException`: its
+    ``llm_output`` is the answer, its ``observation`` says what is wrong, its ``__cause__`` is a `BrixSchemaError` with
+    every answer there was. A parser made by `with_llm` asks again first.
 
     Streamed, it gives the value as it grows (dicts or lists, not validated), and last the valid instance.
 

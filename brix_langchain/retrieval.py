@@ -17,8 +17,8 @@ from typing_extensions import override
 from brix_core import checks
 from brix_core.clock import Clock
 from brix_core.errors import BrixConfigurationError
-from brix_core.retrieval import Relevance, RetrievalResult, RetrievedDocument, ScoreKind, source_of
-from brix_core.retrieval_gate import RetrievalGate
+from brix_core.retrieval.gate import RetrievalGate
+from brix_core.retrieval.results import Relevance, RetrievalResult, RetrievedDocument, ScoreKind, source_of
 from brix_core.session import current_session_id
 from brix_langchain.sessions import session_of
 
@@ -46,7 +46,7 @@ class LangChainRetrievalProvider:
             pass the vector store.
         score: What the scores are: ``"similarity"``, ``"distance"``, or a function from a score to a number in
             [0, 1] where 1 is the best. `InMemoryVectorStore` gives a similarity, `FAISS` a distance unless it was made
-            for inner products. See `brix_core.retrieval.Relevance`.
+            for inner products. See `brix_core.retrieval.results.Relevance`.
         k: Documents to find, at most; 4 of a vector store and all of a retriever's when left out.
         score_key: Where a retriever notes the score in the metadata, or a function from a document to its score.
         source_key: Where the metadata name a document's source; by default ``source``, ``url``, ``file_path`` or

@@ -22,7 +22,7 @@ from brix_langchain.inside import Gate, Inside
 from brix_langchain.opaque import TEXTS, TextCodec, chunk_text, written
 
 if TYPE_CHECKING:
-    from brix_core.response_schema import ResponseSchema
+    from brix_core.structured.response_schema import ResponseSchema
 
 RUN: Final = "run"
 """Where the parameters of a request hold the `Run`."""

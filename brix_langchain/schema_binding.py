@@ -23,7 +23,7 @@ from pydantic import BaseModel
 from typing_extensions import is_typeddict
 
 from brix_core.endpoints.structured import response_format
-from brix_core.response_schema import ResponseSchema
+from brix_core.structured.response_schema import ResponseSchema
 from brix_langchain.binding import bound_arguments, rebind
 from brix_langchain.structured import ASKED, Asked, InstanceReader, StructuredModel, StructuredModelWithRaw
 

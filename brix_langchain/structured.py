@@ -26,8 +26,8 @@ from typing_extensions import override
 from brix_core.call import CallResponse, LogicalCall
 from brix_core.errors import BrixSchemaError
 from brix_core.guards.schema import REJECTED
-from brix_core.response_schema import ResponseSchema, SchemaMismatch
 from brix_core.session import Session
+from brix_core.structured.response_schema import ResponseSchema, SchemaMismatch
 from brix_core.turns import text_of
 from brix_langchain.output_parser import BrixOutputParser, _Growing
 from brix_langchain.reading import tool_calls_of
@@ -175,8 +175,8 @@ class StructuredModel(_OfAModel, RunnableSequence[LanguageModelInput, T]):
 class StructuredModelWithRaw(_OfAModel, RunnableSerializable[LanguageModelInput, dict[str, Any]]):
     """As `StructuredModel`, but gives ``{"raw": message, "parsed": instance, "parsing_error": error}``.
 
-    When no answer fits, `raw` is the last one, `parsed` None and `parsing_error` the `BrixSchemaError`. Streamed, the raw
-    message comes in chunks, and last what was made of it.
+    When no answer fits, `raw` is the last one, `parsed` None and `parsing_error` the `BrixSchemaError`. Streamed, the
+    raw message comes in chunks, and last what was made of it.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)

@@ -28,7 +28,7 @@ from brix_llamaindex.offload import in_worker, iterate_in_worker
 from brix_llamaindex.usage import finish_reason_of, usage_of, usage_of_stream
 
 if TYPE_CHECKING:
-    from brix_core.response_schema import ResponseSchema
+    from brix_core.structured.response_schema import ResponseSchema
 
 _PROVIDERS: Final = {
     "Anthropic": "anthropic",

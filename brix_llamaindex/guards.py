@@ -15,7 +15,7 @@ from brix_llamaindex.events import announced
 from brix_llamaindex.limits import RunLimit, current_limit
 
 if TYPE_CHECKING:
-    from brix_core.response_schema import ResponseSchema
+    from brix_core.structured.response_schema import ResponseSchema
 
 STATE: Final = "_brix"
 """The private attribute of a guarded LLM that holds its `Guards`."""

@@ -13,7 +13,7 @@ from pydantic_core import to_json
 from brix_core import checks
 from brix_core.errors import BrixConfigurationError, BrixSchemaError, SchemaAttempt
 from brix_core.guards.schema import MAX_ECHO, MAX_PROBLEMS
-from brix_core.response_schema import INSTRUCTIONS_HEADING, ResponseSchema, SchemaMismatch
+from brix_core.structured.response_schema import INSTRUCTIONS_HEADING, ResponseSchema, SchemaMismatch
 
 Gives = Literal["instance", "json"]
 """What a parser makes of an answer: an instance of the schema, or the JSON of one."""
@@ -22,9 +22,10 @@ Gives = Literal["instance", "json"]
 class BrixOutputParser(BaseOutputParser):
     """Asks for a valid instance of a schema, and reads it out of what a model wrote.
 
-    What stands around the JSON is passed over, and JSON with a certain meaning is mended; see `brix_core.extraction`.
-    An answer that does not fit raises `BrixSchemaError`, with every answer there was and what was wrong with it. A
-    parser that was given an `llm` asks that first, with the answer and its problems.
+    What stands around the JSON is passed over, and JSON with a certain meaning is mended
+    (`brix_core.structured.extraction`). An answer that does not fit raises `BrixSchemaError`, with
+    every answer there was and what was wrong with it. A parser that was given an `llm` asks that first, with the answer
+    and its problems.
 
     For ``LLMTextCompletionProgram`` and ``PromptTemplate(output_parser=...)`` (which formats only), and as
     ``llm.output_parser`` for `predict` and query engines. There LlamaIndex makes a text of what is parsed: give

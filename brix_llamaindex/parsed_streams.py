@@ -15,7 +15,7 @@ from llama_index.core.llms.llm import (
 from llama_index.core.prompts import BasePromptTemplate
 from llama_index.core.types import TokenAsyncGen, TokenGen
 
-from brix_core.response_schema import ResponseSchema
+from brix_core.structured.response_schema import ResponseSchema
 from brix_llamaindex.guards import STATE, Guards
 from brix_llamaindex.messages import Prompt
 from brix_llamaindex.output_parser import BrixOutputParser

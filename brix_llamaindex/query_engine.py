@@ -15,8 +15,8 @@ from llama_index.core.schema import NodeWithScore, QueryBundle
 
 from brix_core.errors import BrixConfigurationError
 from brix_core.options import GuardOptions
-from brix_core.retrieval import ScoreKind
-from brix_core.retrieval_gate import OnLow
+from brix_core.retrieval.gate import OnLow
+from brix_core.retrieval.results import ScoreKind
 from brix_llamaindex.engines import GuardedQueryRuns
 from brix_llamaindex.guarding import guard
 from brix_llamaindex.guards import Guards

@@ -14,8 +14,8 @@ from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
 from brix_core import checks
 from brix_core.clock import Clock
 from brix_core.errors import BrixConfigurationError
-from brix_core.retrieval import Relevance, RetrievalResult, RetrievedDocument, ScoreKind, source_of
-from brix_core.retrieval_gate import RetrievalGate
+from brix_core.retrieval.gate import RetrievalGate
+from brix_core.retrieval.results import Relevance, RetrievalResult, RetrievedDocument, ScoreKind, source_of
 
 
 class IndexRetrievalProvider:
@@ -25,7 +25,7 @@ class IndexRetrievalProvider:
         index: An index, asked through the retriever it makes; or a retriever.
         score: What the scores of its nodes are: ``"similarity"``, ``"distance"``, or a function from a score to a
             number in [0, 1] where 1 is the best. `SimpleVectorStore` gives a similarity; FAISS a distance from an
-            ``IndexFlatL2`` and a similarity from an ``IndexFlatIP``. See `brix_core.retrieval.Relevance`.
+            ``IndexFlatL2`` and a similarity from an ``IndexFlatIP``. See `brix_core.retrieval.results.Relevance`.
         top_k: Nodes to find, at most; the index's or the retriever's own number when left out.
         source_key: Where the metadata name a node's source; by default ``source``, ``url``, ``file_path`` or
             ``file_name``, else the id of the document it is part of.

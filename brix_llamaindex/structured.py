@@ -20,8 +20,8 @@ from llama_index.core.types import Model
 
 from brix_core.call import CallRequest
 from brix_core.errors import BrixConfigurationError
-from brix_core.response_schema import ResponseSchema
 from brix_core.session import current_session_id, session
+from brix_core.structured.response_schema import ResponseSchema
 from brix_llamaindex.answers import instance_of, is_parsed
 from brix_llamaindex.caps import class_names
 from brix_llamaindex.faces import face

@@ -15,9 +15,9 @@ from llama_index.core.instrumentation.dispatcher import active_instrument_tags  
 
 from brix_core import checks
 from brix_core.errors import BrixLoopError
-from brix_core.loops import Loop, shortened, tool_loop
+from brix_core.looping.loops import Loop, shortened, tool_loop
+from brix_core.looping.steps import Step
 from brix_core.session import current_session_id
-from brix_core.steps import Step
 
 MAX_RUNS: Final = 1_000
 """Runs that are remembered; beyond them, the longest unused is forgotten."""

@@ -22,15 +22,18 @@ from brix_core.errors import (
     BrixReplayError,
     BrixRetrievalError,
     BrixRetryError,
+    BrixRunLimitError,
     BrixSchemaError,
     BrixTimeoutError,
     BrixUnknownPriceError,
+    SchemaAttempt,
 )
 from brix_core.options import GuardOptions
 from brix_core.policy import load_policy
-from brix_core.retrieval import RetrievalProvider, RetrievalResult, RetrievedDocument
+from brix_core.retrieval.results import RetrievalProvider, RetrievalResult, RetrievedDocument
 from brix_core.session import Session, current_session_id, session
 from brix_core.store import MemoryStore, Store
+from brix_core.structured.object_stream import ObjectStream
 from brix_core.usage import Usage
 
 __version__ = "0.1.0"
@@ -52,6 +55,7 @@ __all__ = [
     "BrixReplayError",
     "BrixRetrievalError",
     "BrixRetryError",
+    "BrixRunLimitError",
     "BrixSchemaError",
     "BrixTimeoutError",
     "BrixUnknownPriceError",
@@ -63,9 +67,11 @@ __all__ = [
     "InMemoryCache",
     "LLMClient",
     "MemoryStore",
+    "ObjectStream",
     "RetrievalProvider",
     "RetrievalResult",
     "RetrievedDocument",
+    "SchemaAttempt",
     "Session",
     "Store",
     "Usage",

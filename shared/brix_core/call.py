@@ -16,8 +16,8 @@ from brix_core.usage import Usage
 
 if TYPE_CHECKING:
     from brix_core.conversation import Codec, Conversation
-    from brix_core.response_schema import ResponseSchema
     from brix_core.session import Session
+    from brix_core.structured.response_schema import ResponseSchema
 
 Outcome = Literal["ok", "refused", "failed", "timed_out", "cancelled", "abandoned"]
 """How a logical call, or one attempt of it, ended."""

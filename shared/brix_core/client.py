@@ -19,10 +19,10 @@ from brix_core.endpoints.recognise import ClientEndpoint, endpoint_for
 from brix_core.errors import BrixConfigurationError
 from brix_core.flow import Guard
 from brix_core.guards.schema import PARSED
-from brix_core.object_stream import ObjectStream
 from brix_core.options import GuardOptions, OtherOptions, parse
 from brix_core.pipeline import Pipeline
 from brix_core.session import Session
+from brix_core.structured.object_stream import ObjectStream
 
 Messages = str | Iterable[Mapping[str, Any]]
 """Messages in OpenAI's chat format; a str is one user message."""

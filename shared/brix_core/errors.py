@@ -17,6 +17,7 @@
             ├── BrixFailoverError       every model of the failover chain failed
             ├── BrixContextError        the prompt cannot be made to fit
             ├── BrixLoopError           the conversation goes round in circles
+            ├── BrixRunLimitError       a run has made all the calls it may
             ├── BrixRetrievalError      nothing that was found is relevant enough
             └── BrixSchemaError         no valid instance after all healing attempts
 
@@ -303,6 +304,21 @@ class BrixLoopError(BrixGuardBlockedError):
         self.partial = partial
 
 
+class BrixRunLimitError(BrixGuardBlockedError):
+    """A run, of an agent or of any chain, has made all the calls it may.
+
+    Args:
+        message: See `BrixError`.
+        limit: Calls it may make.
+    """
+
+    guard = "run_limit"
+
+    def __init__(self, message: str = "", *, limit: int = 0) -> None:
+        super().__init__(message)
+        self.limit = limit
+
+
 class BrixRetrievalError(BrixGuardBlockedError):
     """No document that was found is relevant enough to answer from.
 
@@ -374,6 +390,7 @@ __all__ = [
     "BrixReplayError",
     "BrixRetrievalError",
     "BrixRetryError",
+    "BrixRunLimitError",
     "BrixSchemaError",
     "BrixTimeoutError",
     "BrixUnknownPriceError",

@@ -32,7 +32,7 @@ from brix_core.session import Session, Sessions
 from brix_core.store import Store, default_store
 
 if TYPE_CHECKING:
-    from brix_core.response_schema import ResponseSchema
+    from brix_core.structured.response_schema import ResponseSchema
 
 
 class Pipeline:
@@ -152,7 +152,7 @@ def _uuid4() -> str:
 def _compiled(schema: Any) -> ResponseSchema | None:
     if schema is None:
         return None
-    from brix_core.response_schema import ResponseSchema  # pydantic is slow to import, and not always needed
+    from brix_core.structured.response_schema import ResponseSchema  # pydantic is slow to import, and not always needed
 
     return ResponseSchema.of(schema)
 

@@ -10,8 +10,8 @@ import pytest
 from langgraph.errors import GraphInterrupt
 
 from brix_core.call import CallRequest
-from brix_core.summaries import HEADING, MAX_CALLS, MAX_KEPT
 from brix_core.tokens import count_messages, tokenizer_for
+from brix_core.trimming.summaries import HEADING, MAX_CALLS, MAX_KEPT
 from brix_core.usage import Usage
 from tests.support.context import ContextEndpoint, context_pipeline, converse
 from tests.support.errors import status_error

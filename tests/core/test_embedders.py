@@ -20,7 +20,7 @@ import pytest
 from langchain_core.embeddings import DeterministicFakeEmbedding
 from llama_index.core import MockEmbedding
 
-from brix_core.embedders import (
+from brix_core.embedding import (
     Embedder,
     LexicalEmbedder,
     SentenceTransformerEmbedder,
@@ -102,7 +102,7 @@ def test_different_texts_are_apart() -> None:
 def test_a_text_has_the_same_vector_alone_in_a_batch_and_in_another_process(tmp_path: Path) -> None:
     text = "Read /data/in.csv, 3 rows: né à Paris"
     code = (
-        "import hashlib; from brix_core.embedders import LexicalEmbedder; "
+        "import hashlib; from brix_core.embedding import LexicalEmbedder; "
         f"print(hashlib.sha256(LexicalEmbedder().embed([{text!r}]).tobytes()).hexdigest())"
     )
     digests = {
@@ -392,7 +392,7 @@ def library(monkeypatch: pytest.MonkeyPatch) -> Library:
     module: Any = ModuleType("sentence_transformers")
     module.SentenceTransformer = SentenceTransformer
     monkeypatch.setitem(sys.modules, "sentence_transformers", module)
-    monkeypatch.setattr("brix_core.embedders._models", {})
+    monkeypatch.setattr("brix_core.embedding.semantic._models", {})
     return seen
 
 

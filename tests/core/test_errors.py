@@ -26,6 +26,7 @@ from brix_core.errors import (
     BrixReplayError,
     BrixRetrievalError,
     BrixRetryError,
+    BrixRunLimitError,
     BrixSchemaError,
     BrixTimeoutError,
     BrixUnknownPriceError,
@@ -49,6 +50,7 @@ PARENTS: dict[type[BaseException], tuple[type[BaseException], ...]] = {
     BrixContextError: (BrixGuardBlockedError,),
     BrixLoopError: (BrixGuardBlockedError,),
     BrixRetrievalError: (BrixGuardBlockedError,),
+    BrixRunLimitError: (BrixGuardBlockedError,),
     BrixSchemaError: (BrixGuardBlockedError,),
 }
 GUARDS = {
@@ -62,6 +64,7 @@ GUARDS = {
     BrixContextError: "context",
     BrixLoopError: "loop",
     BrixRetrievalError: "retrieval",
+    BrixRunLimitError: "run_limit",
     BrixSchemaError: "schema",
 }
 EXAMPLES: list[BrixError] = [
@@ -83,6 +86,7 @@ EXAMPLES: list[BrixError] = [
     BrixContextError("message", tokens=1_200, limit=1_000),
     BrixLoopError("message", kind="cycle", repeats=3, cycle_length=2, what="A, B", partial="what had arrived"),
     BrixRetrievalError("message", score=0.25, threshold=0.5, sources=["handbook.md"]),
+    BrixRunLimitError("message", limit=3),
     BrixSchemaError(
         "message",
         attempts=[SchemaAttempt("{}", (("$.name", "Field required"),)), SchemaAttempt("", how="refused")],

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from brix_core.extraction import candidates, extract
-from brix_core.partial_json import PartialJSON, partial_json
-from brix_core.response_schema import ResponseSchema, SchemaMismatch
+from brix_core.structured.extraction import candidates, extract
+from brix_core.structured.partial_json import PartialJSON, partial_json
+from brix_core.structured.response_schema import ResponseSchema, SchemaMismatch
 from tests.support.malformed import SCHEMA, malformed_answers
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()

@@ -16,10 +16,10 @@ from brix_core.call import ToolCall
 from brix_core.drivers import run
 from brix_core.flow import send
 from brix_core.guards.context import ContextConfig, ContextGuard
-from brix_core.shortening import MARKER
-from brix_core.summaries import HEADING
 from brix_core.tokens import count_messages, count_tools, tokenizer_for
-from brix_core.trimming import outline_of, units_of
+from brix_core.trimming.shortening import MARKER
+from brix_core.trimming.summaries import HEADING
+from brix_core.trimming.units import outline_of, units_of
 from brix_core.turns import ToolResult, Turn
 from tests.support.context import ContextEndpoint, context_pipeline, converse
 from tests.support.modes import MODES, Mode, every_mode

@@ -17,7 +17,7 @@ from brix_core import (
 )
 from brix_core.call import CallResponse
 from brix_core.guards.schema import MAX_ECHO
-from brix_core.response_schema import ResponseSchema
+from brix_core.structured.response_schema import ResponseSchema
 from tests.support.errors import status_error
 from tests.support.fake import pipeline
 from tests.support.modes import MODES, Mode, both_drivers, both_streams, every_mode

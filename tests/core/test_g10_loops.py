@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 
 from brix_core import BrixConfigurationError, BrixGuardError, BrixLoopError
 from brix_core.call import CallRequest
-from brix_core.embedders import LexicalEmbedder
+from brix_core.embedding import LexicalEmbedder
 from brix_core.guards import loop as loop_module
 from brix_core.guards.loop import LoopConfig, LoopGuard
-from brix_core.loops import find
-from brix_core.repetition import KEPT, RepetitionWatch, repetition_in
-from brix_core.steps import steps
+from brix_core.looping.loops import find
+from brix_core.looping.repetition import KEPT, RepetitionWatch, repetition_in
+from brix_core.looping.steps import steps
 from brix_core.turns import Turn, read_turn
 from tests.support.fake import Driver, FakeEndpoint, pipeline
 from tests.support.modes import MODES, Mode, both_drivers, both_streams, every_mode

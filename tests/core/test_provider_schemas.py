@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from brix_core.endpoints.anthropic import AnthropicEndpoint
 from brix_core.endpoints.openai import OpenAIEndpoint
 from brix_core.endpoints.structured import has_json_schema, has_output_format
-from brix_core.response_schema import ResponseSchema
+from brix_core.structured.response_schema import ResponseSchema
 from tests.support.schemas import CITY_JSON, City
 
 SCHEMA = ResponseSchema.of(City)

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, RootModel
 from typing_extensions import TypedDict
 
 from brix_core.errors import BrixConfigurationError
-from brix_core.response_schema import (
+from brix_core.structured.response_schema import (
     INSTRUCTIONS_HEADING,
     MAX_FEEDBACK_CHARS,
     Problem,

@@ -25,9 +25,9 @@ from brix_core import (
     session,
 )
 from brix_core.endpoints.portal import portal
-from brix_core.retrieval import Relevance, source_of
-from brix_core.retrieval_calls import aretrieve, retrieve
-from brix_core.retrieval_gate import MAX_MESSAGE, RetrievalGate
+from brix_core.retrieval.calls import aretrieve, retrieve
+from brix_core.retrieval.gate import MAX_MESSAGE, RetrievalGate
+from brix_core.retrieval.results import Relevance, source_of
 from tests.support.virtual import VirtualClock
 
 

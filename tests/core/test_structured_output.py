@@ -20,8 +20,8 @@ from brix_core.demo import DemoServer, JsonReply, Reply, ServerError, StalledStr
 from brix_core.endpoints.openai import OpenAIEndpoint
 from brix_core.endpoints.sources import aclose
 from brix_core.endpoints.structured import output_format, response_format
-from brix_core.object_stream import ObjectStream
-from brix_core.response_schema import INSTRUCTIONS_HEADING, ResponseSchema
+from brix_core.structured.object_stream import ObjectStream
+from brix_core.structured.response_schema import INSTRUCTIONS_HEADING, ResponseSchema
 from tests.support.schemas import KINDS, OSLO, VALID, City
 
 CLIENTS = ("openai.OpenAI", "openai.AsyncOpenAI", "anthropic.Anthropic", "anthropic.AsyncAnthropic")

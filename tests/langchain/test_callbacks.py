@@ -35,12 +35,13 @@ from brix_core.errors import (
     BrixCircuitOpenError,
     BrixConfigurationError,
     BrixLoopError,
+    BrixRunLimitError,
     BrixTimeoutError,
     BrixUnknownPriceError,
 )
 from brix_langchain import BrixCallbackHandler, guard
 from brix_langchain.open_calls import MAX_OPEN
-from brix_langchain.outermost import MAX_RUNS, MAX_TOOLS, BrixRunLimitError
+from brix_langchain.outermost import MAX_RUNS, MAX_TOOLS
 from tests.langchain.conftest import Make
 from tests.langchain.support import MODEL, RATES, assert_all_seen
 from tests.langchain.test_bypass import ASYNC, SYNC, City

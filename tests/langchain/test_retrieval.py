@@ -27,7 +27,7 @@ from langchain_tests.integration_tests import RetrieversIntegrationTests
 import brix_core
 from brix_core import BrixConfigurationError, BrixRetrievalError
 from brix_core.demo import DemoServer, Reply
-from brix_core.retrieval_calls import aretrieve, retrieve
+from brix_core.retrieval.calls import aretrieve, retrieve
 from brix_langchain import GuardedRetriever, LangChainRetrievalProvider, guard
 from tests.langchain.conftest import Make
 from tests.support.words import DIMENSIONS, FITTING, FOREIGN, MUSEUM

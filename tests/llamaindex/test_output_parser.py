@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from brix_core import BrixConfigurationError, BrixSchemaError
 from brix_core.demo import DemoServer, Reply
-from brix_core.response_schema import INSTRUCTIONS_HEADING
+from brix_core.structured.response_schema import INSTRUCTIONS_HEADING
 from brix_llamaindex import BrixOutputParser, guard
 from tests.llamaindex.conftest import Make
 from tests.llamaindex.hooks import attempts

@@ -21,7 +21,7 @@ from llama_index.vector_stores.faiss import FaissVectorStore  # type: ignore[imp
 import brix_core
 from brix_core import BrixConfigurationError, BrixRetrievalError
 from brix_core.demo import DemoServer, Reply
-from brix_core.retrieval_calls import aretrieve, retrieve
+from brix_core.retrieval.calls import aretrieve, retrieve
 from brix_llamaindex import IndexRetrievalProvider, RegulatedPostprocessor, guard
 from tests.llamaindex.conftest import Make
 from tests.support.words import DIMENSIONS, FITTING, FOREIGN, MUSEUM

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict
 import brix_core
 from brix_core import BrixConfigurationError, BrixSchemaError, MemoryStore
 from brix_core.demo import DemoServer, Reply, StalledStream, ToolCalls
-from brix_core.response_schema import INSTRUCTIONS_HEADING
+from brix_core.structured.response_schema import INSTRUCTIONS_HEADING
 from brix_llamaindex import guard
 from tests.llamaindex.conftest import MODEL, Make
 from tests.llamaindex.hooks import HOOKS, PLAIN, STREAMED, attempts

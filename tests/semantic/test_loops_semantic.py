@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from brix_core import BrixLoopError
-from brix_core.embedders import Embedder, as_embedder
+from brix_core.embedding import Embedder, as_embedder
 from tests.support.fake import FakeEndpoint, pipeline
 from tests.support.virtual import VirtualClock
 

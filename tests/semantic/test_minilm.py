@@ -17,7 +17,7 @@ import pytest
 from langchain_core.embeddings import Embeddings
 from llama_index.core.base.embeddings.base import BaseEmbedding
 
-from brix_core.embedders import Embedder, SentenceTransformerEmbedder, as_embedder, similarities
+from brix_core.embedding import Embedder, SentenceTransformerEmbedder, as_embedder, similarities
 from brix_core.errors import BrixConfigurationError
 
 REASON = "make test-semantic installs it"
@@ -93,7 +93,7 @@ class Counting(sentence_transformers.SentenceTransformer):
 
 sentence_transformers.SentenceTransformer = Counting
 
-from brix_core.embedders import SentenceTransformerEmbedder
+from brix_core.embedding import SentenceTransformerEmbedder
 
 start, shapes = threading.Barrier(8), []
 

@@ -13,7 +13,7 @@ from typing_extensions import TypedDict
 from brix_core.call import CallRequest, CallResponse, ToolCall
 from brix_core.guards.schema import PARSED
 from brix_core.pipeline import Pipeline
-from brix_core.response_schema import ResponseSchema
+from brix_core.structured.response_schema import ResponseSchema
 from tests.support.fake import FakeEndpoint, pipeline
 from tests.support.modes import Mode
 from tests.support.virtual import VirtualClock, run_virtual

@@ -18,7 +18,7 @@ from brix_core.errors import BrixConfigurationError
 from brix_core.model_limits import max_output_tokens
 
 if TYPE_CHECKING:
-    from brix_core.response_schema import ResponseSchema
+    from brix_core.structured.response_schema import ResponseSchema
 
 DEFAULT_MAX_TOKENS: Final = 8_192
 """Output cap sent when the caller names none, or the model's own limit where that is lower. Beside a thinking

@@ -19,7 +19,7 @@ from brix_core.model_limits import max_output_tokens
 from brix_core.turns import text_of
 
 if TYPE_CHECKING:
-    from brix_core.response_schema import ResponseSchema
+    from brix_core.structured.response_schema import ResponseSchema
 
 
 @runtime_checkable

@@ -17,7 +17,7 @@ from brix_core.endpoints.structured import AZURE_SINCE, has_json_schema, respons
 from brix_core.model_limits import hides_reasoning, max_output_tokens
 
 if TYPE_CHECKING:
-    from brix_core.response_schema import ResponseSchema
+    from brix_core.structured.response_schema import ResponseSchema
 
 _HOSTS: Final = (
     ("openai.azure.com", "azure"),

@@ -25,7 +25,7 @@ from brix_core.endpoints.transport import Transport
 from brix_core.errors import BrixConfigurationError
 
 if TYPE_CHECKING:
-    from brix_core.response_schema import ResponseSchema
+    from brix_core.structured.response_schema import ResponseSchema
 
 log = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """Structured output in the providers' own ways: which models have it, and what they are sent.
 
 A schema is sent only where it keeps its meaning (closed objects, no free-form values; see
-`brix_core.strict_schema`): whatever else a provider leaves unchecked is checked when the answer is read.
+`brix_core.structured.strict_schema`): whatever else a provider leaves unchecked is checked when the answer is read.
 
 Sources: OpenAI, "Structured model outputs" (``response_format`` of the type ``json_schema``, from gpt-4o-2024-08-06
 and gpt-4o-mini on); Microsoft, "Structured outputs" (from the API version 2024-08-01 on); Anthropic, "Structured
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 from brix_core.tokens import bare_model_name
 
 if TYPE_CHECKING:
-    from brix_core.response_schema import ResponseSchema
+    from brix_core.structured.response_schema import ResponseSchema
 
 AZURE_SINCE: Final = "2024-08-01"
 """The first API version of Azure that takes a schema."""

@@ -2,15 +2,16 @@
 
 A prompt may have ``max_context_tokens - context_reserve_tokens`` tokens, tools, schemas and images included, for the
 model it goes to and for every model of the failover chain. One that fits goes on untouched. Of one that does not,
-older parts are left out by a strategy (`brix_core.trimming`), in order, and tool calls together with their results;
+older parts are left out by a strategy (`brix_core.trimming.units`), in order, and tool calls together with their
+results;
 what is protected stays: system messages, the user's last words, a tool exchange under way, what guards have added.
 When that alone does not fit, the call is refused before anything is sent, or (``context_overflow="truncate"``) the
 middle of the longest protected texts is cut, with a visible marker.
 
 * ``"sliding_window"`` keeps the latest messages.
-* ``"importance"`` keeps the messages that matter most to the user's last words (`brix_core.importance`).
-* ``"summarize"`` replaces older messages by a summary, which a model writes (`brix_core.summaries`). It is asked
-  through the inner guards: metered, retried and timed. When it fails, the latest messages are kept instead.
+* ``"importance"`` keeps the messages that matter most to the user's last words (`brix_core.trimming.importance`).
+* ``"summarize"`` replaces older messages by a summary, which a model writes (`brix_core.trimming.summaries`).
+  It is asked through the inner guards: metered, retried and timed. When it fails, the latest messages are kept instead.
 
 ``max_context_tokens="auto"`` takes the smallest context window of the models of the chain. A window holds the answer
 too, so what is reserved is the output cap of the call where that is more than ``context_reserve_tokens``.
@@ -30,11 +31,11 @@ from brix_core.conversation import Conversation
 from brix_core.errors import BrixConfigurationError, BrixContextError, BrixInternalError
 from brix_core.flow import Effect, Flow, Proceed, Run
 from brix_core.model_limits import context_window
-from brix_core.shortening import shorten
-from brix_core.summaries import Summariser
 from brix_core.tokens import count_message, tokenizer_for
-from brix_core.trimming import Outline, importance, outline_of, sliding_window
-from brix_core.yardstick import Yardstick
+from brix_core.trimming.shortening import shorten
+from brix_core.trimming.summaries import Summariser
+from brix_core.trimming.units import Outline, importance, outline_of, sliding_window
+from brix_core.trimming.yardstick import Yardstick
 
 log = logging.getLogger(__name__)
 

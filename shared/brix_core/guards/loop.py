@@ -1,6 +1,6 @@
 """LoopGuard: a conversation that goes round in circles is led out of them, or stopped (G10).
 
-What a loop is stands in `brix_core.loops`. The guard looks in three places:
+What a loop is stands in `brix_core.looping.loops`. The guard looks in three places:
 
 - before a call, at the steps an agent has taken since the user last spoke. They are read from the prompt, so agents
   need not tell it anything. With ``on_loop="raise"`` nothing is sent; otherwise the prompt goes out with a turn that
@@ -25,14 +25,14 @@ from typing import Any, Final, Literal
 
 from brix_core import checks
 from brix_core.call import CallRequest, CallResponse
-from brix_core.embedders import as_embedder
+from brix_core.embedding import as_embedder
 from brix_core.errors import BrixConfigurationError, BrixGuardError, BrixLoopError
 from brix_core.flow import Effect, Flow, Proceed, Run
-from brix_core.likeness import Likeness, comparable, loop_by_meaning, of_response, of_step, recurs
-from brix_core.loops import Happened, Loop, response_loop, shortened, tool_loop
-from brix_core.repetition import Repetition, RepetitionWatch, repetition_in
+from brix_core.looping.likeness import Likeness, comparable, loop_by_meaning, of_response, of_step, recurs
+from brix_core.looping.loops import Happened, Loop, response_loop, shortened, tool_loop
+from brix_core.looping.repetition import Repetition, RepetitionWatch, repetition_in
+from brix_core.looping.steps import steps
 from brix_core.session import PerSession
-from brix_core.steps import steps
 from brix_core.turns import Turn
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class LoopConfig:
         diversity_attempts: How often to ask for another way before raising.
         loop_window: Answers of a session, and steps of a conversation, that are looked back on.
         loop_diversity_prompt: What to say instead of the built-in text.
-        embedder: For the semantic search; see `brix_core.embedders.as_embedder`.
+        embedder: For the semantic search; see `brix_core.embedding.as_embedder`.
     """
 
     exact_loop_detection: bool = False

@@ -2,9 +2,10 @@
 
 Where each model of the failover chain can be held to the schema in its provider's own way, its endpoint does so; else
 the schema is also written into the system prompt. The answer is read from the tool call by the schema's name, or from
-the text, mended where its meaning is certain (`brix_core.extraction`), and validated. An answer that does not fit is
-asked for again, with what is wrong with it: the original prompt, that answer, and the problems, so that the prompt does
-not grow with each attempt. Every such heal goes through the inner guards: it is paid for, paced, retried and timed.
+the text, mended where its meaning is certain (`brix_core.structured.extraction`), and validated. An answer that does
+not fit is asked for again, with what is wrong with it: the original prompt, that answer, and the problems, so that the
+prompt does not grow with each attempt. Every such heal goes through the inner guards: it is paid for, paced, retried
+and timed.
 
 What a schema does not apply to is handed back untouched, with ``parsed`` left None: an answer that asks for *other*
 tools is not the final one.
@@ -36,7 +37,7 @@ from brix_core.errors import (
 from brix_core.flow import Flow, Proceed
 
 if TYPE_CHECKING:
-    from brix_core.response_schema import ResponseSchema
+    from brix_core.structured.response_schema import ResponseSchema
 
 PARSED: Final = "parsed"
 """Where a valid instance is in `LogicalCall.metadata`: the response of a stream reaches no consumer."""
@@ -87,7 +88,9 @@ class SchemaConfig:
             checks.positive("max_healing_seconds", self.max_healing_seconds)
         checks.one_of("stream_mode", self.stream_mode, ("partial", "validated"))
         if self.response_schema is not None:
-            from brix_core.response_schema import ResponseSchema  # pydantic is slow to import, and not always needed
+            from brix_core.structured.response_schema import (
+                ResponseSchema,  # pydantic is slow to import, and not always needed
+            )
 
             ResponseSchema.of(self.response_schema)
 
@@ -117,7 +120,7 @@ class SchemaGuard:
         schema = request.schema
         if schema is None:
             return (yield from proceed(request))
-        from brix_core.response_schema import SchemaMismatch  # loaded with the schema, if it comes to this
+        from brix_core.structured.response_schema import SchemaMismatch  # loaded with the schema, if it comes to this
 
         request.call.metadata.pop(PARSED, None)
         asked = current = self._asking(request, schema)
@@ -218,7 +221,7 @@ def _accepted(
     Raises:
         SchemaMismatch: There is none.
     """
-    from brix_core.response_schema import Problem, SchemaMismatch
+    from brix_core.structured.response_schema import Problem, SchemaMismatch
 
     flaw = _FLAWS.get(answer.how)
     if flaw is not None:

@@ -27,7 +27,7 @@ from itertools import pairwise
 from typing import Final, NamedTuple
 
 from brix_core.errors import LoopKind
-from brix_core.steps import Step, canonical, values
+from brix_core.looping.steps import Step, canonical, values
 
 MAX_QUOTED: Final = 120
 """Characters of a call or an answer that are quoted."""

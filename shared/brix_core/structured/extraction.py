@@ -1,7 +1,7 @@
 r"""Getting JSON out of what models write.
 
 The whole text is tried first. Then its parts: think blocks are passed over, and what stands in code fences and in prose
-is read from left to right, each object or list as strict JSON or, failing that, by `brix_core.lenient_json`.
+is read from left to right, each object or list as strict JSON or, failing that, by `brix_core.structured.lenient_json`.
 
 Which comes first. A model that drafts and then corrects itself means the last one, so candidates come last to first:
 those in code fences before those in prose, objects before lists, empty ones at the end. A caller with a schema takes
@@ -40,7 +40,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 from pydantic_core import from_json
 
-from brix_core.lenient_json import MAX_DEPTH, UnreadableError, read
+from brix_core.structured.lenient_json import MAX_DEPTH, UnreadableError, read
 
 How = Literal["strict", "fenced", "embedded", "literal", "repaired"]
 """How a value was got: strict JSON (the whole text, in a fence or behind a think block, in prose); as Python literals

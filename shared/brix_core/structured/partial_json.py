@@ -4,7 +4,7 @@ A text that grows is parsed again only when it has grown by a fiftieth, so that 
 length: 100 KB in pieces of four characters take 0.04 s instead of 4.
 
 What is shown is a preview. A string or number at the end may go on, and it is the *first* object or list of the text
-that is followed, even if the model corrects itself later: the final answer is `brix_core.extraction`'s.
+that is followed, even if the model corrects itself later: the final answer is `brix_core.structured.extraction`'s.
 
 Example:
     >>> partial_json('Here you are: {"title": "Moby Di')

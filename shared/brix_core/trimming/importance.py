@@ -1,6 +1,6 @@
 """How much each part of a conversation matters to its latest question: a score without a model.
 
-For a unit u of n (see `brix_core.trimming`), with terms T(u) and those of the user's last words Q::
+For a unit u of n (see `brix_core.trimming.units`), with terms T(u) and those of the user's last words Q::
 
     score(u) = 0.35 * recency + 0.40 * reference + 0.15 * role + 0.10 * brevity
 

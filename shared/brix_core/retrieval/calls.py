@@ -23,7 +23,7 @@ from typing import Any
 
 from brix_core.endpoints.portal import portal
 from brix_core.errors import BrixConfigurationError
-from brix_core.retrieval import RetrievalProvider, RetrievalResult
+from brix_core.retrieval.results import RetrievalProvider, RetrievalResult
 
 
 def retrieve(provider: RetrievalProvider, query: str, *, max_results: int | None = None) -> RetrievalResult:

@@ -35,9 +35,9 @@ from pydantic.errors import PydanticUserError
 from typing_extensions import is_typeddict
 
 from brix_core.errors import BrixConfigurationError
-from brix_core.extraction import Extracted, candidates
-from brix_core.partial_json import partial_json
-from brix_core.strict_schema import strict
+from brix_core.structured.extraction import Extracted, candidates
+from brix_core.structured.partial_json import partial_json
+from brix_core.structured.strict_schema import strict
 
 INSTRUCTIONS_HEADING: Final = "# Format of the answer"
 """The first line of `ResponseSchema.instructions`, by which a prompt that has them is recognised."""
@@ -161,7 +161,7 @@ class ResponseSchema:
             raise BrixConfigurationError(f"response_schema: {schema!r} has no JSON Schema: {error.message}") from error
 
     def strict_json_schema(self) -> dict[str, Any] | None:
-        """The schema for OpenAI's strict mode, or None when it has none; see `brix_core.strict_schema`.
+        """The schema for OpenAI's strict mode, or None when it has none; see `brix_core.structured.strict_schema`.
 
         Example:
             >>> ResponseSchema.of({"type": "object", "properties": {"a": {"type": "null"}}}).strict_json_schema()
@@ -204,7 +204,7 @@ class ResponseSchema:
         return instance
 
     def read(self, text: str) -> Any:
-        """Find the instance in what a model wrote: the first of `brix_core.extraction.candidates` that fits.
+        """Find the instance in what a model wrote: the first of `brix_core.structured.extraction.candidates` that fits.
 
         Args:
             text: The answer.
@@ -248,7 +248,7 @@ class ResponseSchema:
         raise SchemaMismatch(problems or unlike, text)
 
     def partial(self, text: str) -> Any | None:
-        """The value so far of an answer still being written, not validated; see `brix_core.partial_json.PartialJSON`.
+        """The value so far of an answer still being written, not validated; see `structured.partial_json`.
 
         Example:
             >>> ResponseSchema.of({"type": "object"}).partial('{"name": "Os')

@@ -18,11 +18,11 @@ from brix_core.conversation import Conversation
 from brix_core.flow import Effect, Proceed
 from brix_core.model_limits import context_window, hides_reasoning
 from brix_core.session import PerSession
-from brix_core.shortening import cut_middle
 from brix_core.tokens import tokenizer_for
-from brix_core.trimming import Outline, sliding_window
+from brix_core.trimming.shortening import cut_middle
+from brix_core.trimming.units import Outline, sliding_window
+from brix_core.trimming.yardstick import Yardstick
 from brix_core.turns import Turn
-from brix_core.yardstick import Yardstick
 
 HEADING: Final = "[Summary of the earlier part of this conversation]\n"
 """What a summary begins with in the prompt."""

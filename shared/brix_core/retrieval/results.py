@@ -8,7 +8,7 @@ Example:
     >>> class Handbook:
     ...     async def retrieve(self, query, *, max_results=3):
     ...         return RetrievalResult(content="Closed on Sundays.", score=0.92, sources=["handbook.md"])
-    >>> from brix_core.retrieval_calls import retrieve
+    >>> from brix_core.retrieval.calls import retrieve
     >>> retrieve(Handbook(), "When are you open?").sources
     ('handbook.md',)
 """
@@ -197,7 +197,7 @@ class RetrievalProvider(Protocol):
     """Finds what an answer can be based on. Implement `retrieve`, asynchronous or blocking.
 
     A provider that can do both has an asynchronous `retrieve` and a blocking ``retrieve_sync`` with the same
-    arguments; `brix_core.retrieval_calls` calls what fits. Calls may come from several threads at once.
+    arguments; `brix_core.retrieval.calls` calls what fits. Calls may come from several threads at once.
 
     Example:
         >>> class Handbook(RetrievalProvider):

@@ -1,7 +1,7 @@
 """Things that happened and mean the same: by the vectors of their wording, where both name the same things.
 
 Example:
-    >>> from brix_core.embedders import LexicalEmbedder
+    >>> from brix_core.embedding import LexicalEmbedder
     >>> alike = Likeness(LexicalEmbedder(), 0.9).among(["I cannot find it.", "i cannot find  it.", "Done."])
     >>> alike("I cannot find it.", "i cannot find  it."), alike("I cannot find it.", "Done.")
     (True, False)
@@ -19,9 +19,9 @@ from itertools import combinations
 from typing import Any, Final
 
 from brix_core.call import CallResponse
-from brix_core.embedders import Embedder, Vectors, similarities
-from brix_core.loops import IDENTIFIER, TOKEN, Happened, Loop, as_loop, find, quoted, shortened
-from brix_core.steps import Step, canonical, values
+from brix_core.embedding import Embedder, Vectors, similarities
+from brix_core.looping.loops import IDENTIFIER, TOKEN, Happened, Loop, as_loop, find, quoted, shortened
+from brix_core.looping.steps import Step, canonical, values
 
 MAX_VECTORS: Final = 512
 """Vectors that are kept: 2 MiB of 1,024 dimensions."""

@@ -34,7 +34,7 @@ class ObjectStream:
     """
 
     def __init__(self, source: CompletionStream) -> None:
-        from brix_core.partial_json import PartialJSON  # loads pydantic-core, and is not always needed
+        from brix_core.structured.partial_json import PartialJSON  # loads pydantic-core, and is not always needed
 
         self._source = source
         self._growing = PartialJSON()

@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import NamedTuple
 
-from brix_core.importance import scores
+from brix_core.trimming.importance import scores
 from brix_core.turns import Turn
 
 Unit = tuple[int, ...]
@@ -136,7 +136,7 @@ def sliding_window(outline: Outline, room: int) -> frozenset[int]:
 
 
 def importance(outline: Outline, room: int) -> frozenset[int]:
-    """What is protected, and the units of the highest score that fit (`brix_core.importance`).
+    """What is protected, and the units of the highest score that fit (`brix_core.trimming.importance`).
 
     Args:
         outline: The conversation.

@@ -15,7 +15,7 @@ Example:
     >>> read('{"a": NaN}', 0)
     Traceback (most recent call last):
     ...
-    brix_core.lenient_json.UnreadableError: not a value at character 6
+    brix_core.structured.lenient_json.UnreadableError: not a value at character 6
 """
 
 from __future__ import annotations

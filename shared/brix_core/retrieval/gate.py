@@ -21,7 +21,7 @@ from brix_core import checks
 from brix_core.call import Outcome
 from brix_core.clock import Clock, SystemClock
 from brix_core.errors import BrixRetrievalError
-from brix_core.retrieval import RetrievedDocument, sources_of
+from brix_core.retrieval.results import RetrievedDocument, sources_of
 from brix_core.session import checked_session_id, current_session_id
 
 OnLow: TypeAlias = Literal["drop", "refuse"]

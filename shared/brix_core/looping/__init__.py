@@ -1,0 +1,1 @@
+"""What a loop is, in a conversation, among answers, and inside a stream."""

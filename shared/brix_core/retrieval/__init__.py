@@ -1,0 +1,1 @@
+"""What a vector index answers, with scores that mean the same everywhere."""

@@ -1,0 +1,1 @@
+"""What of a conversation is left out when it does not fit."""
