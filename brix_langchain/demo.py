@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import httpx
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
-from langchain_core.runnables import Runnable
+from langchain_core.runnables import Runnable, RunnableLambda
 from langchain_openai import ChatOpenAI
 from langsmith import tracing_context
-from pydantic import SecretStr
+from pydantic import BaseModel, SecretStr
 
 from brix_core.demo.scene import Scenario
 from brix_core.demo.surface import Connection, Surface, Target
@@ -24,11 +24,12 @@ _PROMPT: Final = ChatPromptTemplate.from_messages([("system", "You answer briefl
 
 
 class Chain:
-    """A chain of LCEL around a model."""
+    """A chain of LCEL around a model; instances of a schema are shown as their JSON."""
 
-    def __init__(self, model: ChatOpenAI | GuardedChatModel) -> None:
+    def __init__(self, model: Runnable[Any, Any], *, gives_instances: bool = False) -> None:
         self._model = model
-        self._chain: Runnable[dict[str, Any], str] = _PROMPT | model | StrOutputParser()
+        last: Runnable[Any, str] = RunnableLambda(_as_json) if gives_instances else StrOutputParser()
+        self._chain: Runnable[dict[str, Any], str] = _PROMPT | model | last
 
     def ask(self, question: str) -> str:
         """Blocking."""
@@ -44,7 +45,11 @@ class Chain:
 
     def traces(self) -> list[dict[str, Any]]:
         """The guards' trace entries, newest first."""
-        return self._model.get_traces() if isinstance(self._model, GuardedChatModel) else []
+        return [] if isinstance(self._model, ChatOpenAI) else cast(GuardedChatModel, self._model).get_traces()
+
+
+def _as_json(instance: BaseModel) -> str:
+    return instance.model_dump_json()
 
 
 class LangChainConnection:
@@ -62,7 +67,8 @@ class LangChainConnection:
         """A chain around the guarded model."""
         options = options.copy()
         options["fallbacks"] = [self._model(name, max_tokens) for name in options.get("fallbacks") or ()]
-        return Chain(guard(self._model(self._target.model, max_tokens), **options))
+        guarded = guard(self._model(self._target.model, max_tokens), **options)
+        return Chain(guarded, gives_instances=options.get("response_schema") is not None)
 
     def _model(self, name: str, max_tokens: int, **more: Any) -> ChatOpenAI:
         target = self._target
