@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
-from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage, ToolCall, ToolMessage
-
-from brix_core.errors import SchemaAttempt
+from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, ToolCall, ToolMessage
 
 STOPPED: Final = "stopped_by"
 """In the ``response_metadata`` of an agent's last message: the guard that ended the run."""
@@ -52,25 +49,4 @@ def all_answered(messages: Sequence[AnyMessage]) -> list[AnyMessage]:
     return whole
 
 
-def since_user(messages: Sequence[BaseMessage]) -> Sequence[BaseMessage]:
-    """What came after the user last spoke."""
-    spoken = (index for index in range(len(messages) - 1, -1, -1) if isinstance(messages[index], HumanMessage))
-    return messages[next(spoken, -1) + 1 :]
-
-
-def structured_attempts(messages: Iterable[BaseMessage], names: set[str | None]) -> list[tuple[str, SchemaAttempt]]:
-    """Name and history of answers by these tools that did not fit; two in one message are one attempt."""
-    attempts: list[tuple[str, SchemaAttempt]] = []
-    for message in messages:
-        if isinstance(message, AIMessage):
-            calls = [call for call in message.tool_calls if call["name"] in names]
-            if calls:
-                text = "\n".join(json.dumps(call["args"], default=str) for call in calls)
-                attempts.append((calls[0]["name"], SchemaAttempt(text, (("$", "was not accepted"),), "tool_call")))
-        elif isinstance(message, ToolMessage) and message.name in names and attempts:
-            name, attempt = attempts[-1]
-            attempts[-1] = name, attempt._replace(problems=(("$", message.text),))
-    return attempts
-
-
-__all__ = ["STOPPED", "all_answered", "last_word", "not_run", "pending_calls", "since_user", "structured_attempts"]
+__all__ = ["STOPPED", "all_answered", "last_word", "not_run", "pending_calls"]

@@ -9,32 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.messages import AIMessage
 from langchain_core.runnables import RunnableConfig
-from langgraph.errors import GraphBubbleUp
 from typing_extensions import override
 
+from brix_core.call import CallRequest
 from brix_core.errors import BrixError
+from brix_core.looping.steps import Taken
 from brix_core.pipeline import Pipeline
 from brix_langchain.chat_model import GuardedChatModel
 from brix_langchain.endpoint import ChatModelEndpoint
-
-
-@cache
-def _as_control_flow(kind: type[Any]) -> type[Any]:
-    """The same class, LangGraph's control flow among its bases; where it is pickled, it is the plain one again."""
-
-    def reduce(error: Any) -> tuple[Any, ...]:
-        plain: Any = kind.__reduce__
-        rebuild, (found, state) = plain(error)
-        return rebuild, (kind if found is type(error) else found, state)
-
-    names = {"__module__": kind.__module__, "__doc__": kind.__doc__, "__reduce__": reduce}
-    return type(kind.__name__, (kind, GraphBubbleUp), names)
+from brix_langchain.refusals import as_control_flow
 
 
 @contextmanager
@@ -43,6 +31,7 @@ def letting_through() -> Iterator[None]:
 
     Example:
         >>> from brix_core import BrixBudgetError
+        >>> from langgraph.errors import GraphBubbleUp
         >>> try:
         ...     with letting_through():
         ...         raise BrixBudgetError("no money", limit_usd=1.0)
@@ -53,17 +42,16 @@ def letting_through() -> Iterator[None]:
     try:
         yield
     except BrixError as error:
-        if not isinstance(error, GraphBubbleUp):
-            kind: Any = type(error)
-            error.__class__ = _as_control_flow(kind)
+        as_control_flow(error)
         raise
 
 
 class AgentModel(GuardedChatModel):
-    """A guarded model that an agent calls; it remembers that it did answer."""
+    """A guarded model that an agent calls. It knows what the agent has done, and remembers that it did answer."""
 
     if TYPE_CHECKING:
         _answers: list[AIMessage]
+        _taken: Taken | None
 
     def __init__(
         self,
@@ -75,11 +63,19 @@ class AgentModel(GuardedChatModel):
     ) -> None:
         super().__init__(endpoint, fallbacks, pipeline, keeps_partial=keeps_partial)
 
-    def for_one_call(self) -> tuple[AgentModel, list[AIMessage]]:
-        """The same model, and where its answers will be."""
+    def for_one_call(self, taken: Taken | None) -> tuple[AgentModel, list[AIMessage]]:
+        """The same model, and where its answers will be.
+
+        Args:
+            taken: What the agent has done, where that is known.
+        """
         twin, answers = self.model_copy(), list[AIMessage]()
-        twin.__dict__["_answers"] = answers  # shared with copies made to bind tools
+        twin.__dict__.update(_answers=answers, _taken=taken)  # shared with copies made to bind tools
         return twin, answers
+
+    @override
+    def _request(self, *args: Any, **kwargs: Any) -> CallRequest:
+        return super()._request(*args, **kwargs).evolve(taken=self._taken)
 
     @override
     def invoke(self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any) -> AIMessage:

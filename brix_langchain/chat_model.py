@@ -16,7 +16,7 @@ from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.tools import BaseTool
 from pydantic import ConfigDict, Field
-from typing_extensions import is_typeddict, override
+from typing_extensions import override
 
 from brix_core.call import CallRequest
 from brix_core.errors import BrixConfigurationError
@@ -243,16 +243,12 @@ class GuardedChatModel(RefusalsAreFinal, BaseChatModel):
 
         Streams of a JSON Schema or TypedDict give the dict as it grows, and last the valid one; those of a class give
         the instance alone.
+
+        Raises:
+            BrixConfigurationError: `schema` is none, or a fallback is of another provider, which does not know the
+                ``method``.
         """
-        mixed = any(type(fallback.inner) is not type(self.inner) for fallback in self._fallbacks)
-        # Only tool calls look alike whichever provider answers.
-        if mixed and kwargs.setdefault("method", "function_calling") != "function_calling":
-            raise BrixConfigurationError(
-                f"method={kwargs['method']!r} is read in each provider's own way, and the fallbacks are of "
-                "another provider; leave method out, or pass method='function_calling'"
-            )
-        previews = not isinstance(schema, type) or is_typeddict(schema)
-        return structured_output(self, schema, kwargs, include_raw=include_raw, previews=previews)
+        return structured_output(self, schema, kwargs, include_raw=include_raw)
 
     def _with_fallbacks_bound(
         self, bound: Mapping[str, Any], bind: Callable[[BaseChatModel], Mapping[str, Any]]

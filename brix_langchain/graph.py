@@ -37,8 +37,10 @@ _GUARDS: Final = "_brix_guards"
 class GuardedGraph(RefusalsAreFinal):
     """What guarded graphs have beside what the graph's own class gives them.
 
-    The whole run passes the guards around it, each model call inside the guards inside. A run that goes on, after an
-    interrupt or in another process, belongs to the same session as long as its ``thread_id`` names it.
+    The whole run passes the guards around it, each model call inside the guards inside. A run that goes on after an
+    interrupt belongs to the same session as long as its ``thread_id`` names it, and what the thread has spent is
+    remembered as long as the `store` lasts: in the default store, until the process ends. A checkpoint does not hold
+    it. Where threads go on in another process, give `guard` a store that outlives it.
     """
 
     # What the guards know
@@ -136,7 +138,7 @@ class GraphEndpoint(RunnableEndpoint):
         run, config = self._begin(request)
         target: Any = self._target(run)
         input = self._next_input(request, run, target.get_state(config) if self._looks(request, target) else None)
-        return self._response(target.invoke(input, config, **run.kwargs))
+        return self._response(request, target.invoke(input, config, **run.kwargs))
 
     async def acall(self, request: CallRequest) -> CallResponse:
         """One run on the event loop."""
@@ -144,7 +146,7 @@ class GraphEndpoint(RunnableEndpoint):
         target: Any = self._target(run)
         state = await target.aget_state(config) if self._looks(request, target) else None
         input = self._next_input(request, run, state)
-        return self._response(await target.ainvoke(input, config, **run.kwargs))
+        return self._response(request, await target.ainvoke(input, config, **run.kwargs))
 
     def stream(self, request: CallRequest) -> Iterator[Any]:
         """The chunks of one run."""

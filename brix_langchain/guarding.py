@@ -14,16 +14,18 @@ from langchain_core.runnables.utils import Input, Output
 from typing_extensions import Unpack
 
 from brix_core.errors import BrixConfigurationError
-from brix_core.options import GuardOptions, Parsed, parse
+from brix_core.options import GuardOptions, OtherOptions, Parsed, parse
 from brix_langchain.chat_model import GuardedChatModel
 from brix_langchain.endpoint import ChatModelEndpoint
 from brix_langchain.graph import GuardedGraph, guarded_graph, is_graph
 from brix_langchain.own_retries import without_own_retries
-from brix_langchain.refusals import ModelPipeline
+from brix_langchain.pipelines import ModelPipeline
 from brix_langchain.run_guards import RunGuards
 from brix_langchain.runnable import GuardedRunnable
+from brix_langchain.schema_binding import answering
 from brix_langchain.string_endpoint import StringModelEndpoint
 from brix_langchain.string_llm import GuardedLLM
+from brix_langchain.structured import StructuredModel
 
 if TYPE_CHECKING:
     from langgraph.pregel import Pregel
@@ -32,14 +34,23 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_GUARDED = (GuardedChatModel, GuardedLLM, GuardedRunnable, GuardedGraph)
+_T = TypeVar("_T")
+_GUARDED = (GuardedChatModel, StructuredModel, GuardedLLM, GuardedRunnable, GuardedGraph)
 
 
 # The first that fits counts: models and graphs are runnables, too.
 @overload
 def guard(  # type: ignore[overload-overlap]
-    target: BaseChatModel, **options: Unpack[GuardOptions]
+    target: BaseChatModel, *, response_schema: None = None, **options: Unpack[OtherOptions]
 ) -> GuardedChatModel: ...
+@overload
+def guard(
+    target: BaseChatModel, *, response_schema: type[_T], **options: Unpack[OtherOptions]
+) -> StructuredModel[_T]: ...
+@overload
+def guard(
+    target: BaseChatModel, *, response_schema: Mapping[str, Any], **options: Unpack[OtherOptions]
+) -> StructuredModel[Any]: ...
 @overload
 def guard(target: BaseLLM, **options: Unpack[GuardOptions]) -> GuardedLLM: ...  # type: ignore[overload-overlap]
 @overload
@@ -61,8 +72,9 @@ def guard(target: Any, **options: Any) -> Any:
         **options: See `brix_core.GuardOptions`. ``fallbacks`` takes objects of the same kind as `target`.
 
     Returns:
-        `GuardedChatModel`, `GuardedLLM`, `GuardedRunnable`, or an object of a subclass of the graph's own class. For an
-        `AgentExecutor` see `guard_agent_executor`.
+        `GuardedChatModel`, or with ``response_schema`` a `StructuredModel`, whose answers are instances; `GuardedLLM`,
+        `GuardedRunnable`, or an object of a subclass of the graph's own class. For an `AgentExecutor` see
+        `guard_agent_executor`.
 
     Raises:
         BrixConfigurationError: `target` is no runnable or guarded already, or an option cannot be used.
@@ -88,10 +100,7 @@ def guard(target: Any, **options: Any) -> Any:
     if isinstance(target, BaseLLM):
         return _guarded_llm(target, parse(options))
     if not isinstance(target, Runnable):
-        raise BrixConfigurationError(
-            f"guard() takes a LangChain chat model such as ChatOpenAI(...), an LLM, a chain, a graph or another "
-            f"Runnable, got {type(target).__name__}: {target!r:.200}"
-        )
+        raise _no_target(target)
     _refuse_bound_models(target)
     if _is_agent_executor(target):
         return importlib.import_module("brix_langchain.agent_executor").guard_agent_executor(target, **options)
@@ -101,16 +110,39 @@ def guard(target: Any, **options: Any) -> Any:
     return GuardedRunnable(target, RunGuards(target, options))
 
 
-def _guarded_chat_model(model: BaseChatModel, parsed: Parsed) -> GuardedChatModel:
+def _no_target(target: Any) -> BrixConfigurationError:
+    """What is wrong with something that is no runnable, and what to pass instead."""
+    package = type(target).__module__.partition(".")[0]
+    if isinstance(target, type):
+        advice = f"that is a class: make one, guard({target.__name__}(...), ...)"
+    elif package == "langgraph" and callable(getattr(target, "compile", None)):
+        advice = "compile the graph first: guard(builder.compile(), ...)"
+    elif package == "llama_index":
+        advice = "for LlamaIndex there is brix_llamaindex.guard"
+    elif package in ("openai", "anthropic"):
+        advice = "for an SDK's own client there is brix_core.BRIX.wrap"
+    elif callable(target):
+        advice = "make it a runnable: guard(RunnableLambda(function), ...)"
+    else:
+        advice = "pass the model, chain or graph itself"
+    return BrixConfigurationError(
+        "guard() takes a LangChain chat model such as ChatOpenAI(...), an LLM, a chain, a graph or another Runnable, "
+        f"got {type(target).__name__}: {target!r:.200}; {advice}"
+    )
+
+
+def _guarded_chat_model(model: BaseChatModel, parsed: Parsed) -> GuardedChatModel | StructuredModel[Any]:
     endpoint = _endpoint(model, parsed, "guard()")
     fallbacks = [_endpoint(other, parsed, "fallbacks", fallback=True) for other in parsed.fallbacks]
     timeout = parsed.configs.get("timeout")
-    return GuardedChatModel(
+    guarded = GuardedChatModel(
         endpoint,
         fallbacks,
         ModelPipeline(parsed, fallbacks, _summary(endpoint, parsed)),
         keeps_partial=timeout is not None and timeout.on_timeout == "return_partial",
     )
+    schema = parsed.configs["schema"].response_schema
+    return guarded if schema is None else answering(guarded, schema)
 
 
 def _guarded_llm(model: BaseLLM, parsed: Parsed) -> GuardedLLM:

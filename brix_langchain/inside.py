@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NoReturn
+from uuid import UUID
 
 from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.runnables.config import var_child_runnable_config
 
-from brix_core.call import Attempt
-from brix_core.errors import BrixBudgetError, BrixGuardBlockedError
+from brix_core.call import Attempt, CallRequest
+from brix_core.errors import BrixBudgetError, BrixError, BrixGuardBlockedError
+from brix_core.flow import Flow
 from brix_core.pipeline import Pipeline
 from brix_core.prices import to_nano, usd
 from brix_core.store import Store
 from brix_langchain.callbacks import BrixCallbackHandler
+from brix_langchain.open_calls import withdraw
+from brix_langchain.refusals import final_in_graph
 from brix_langchain.sessions import session_of
+
+log = logging.getLogger(__name__)
 
 
 class Description(dict[str, Any]):
@@ -35,61 +43,133 @@ def charges(serialized: Mapping[str, Any] | None, store: Store) -> bool:
     return isinstance(serialized, Description) and serialized.store is store
 
 
+def surrounding_cap(store: Store, handlers: Iterable[Any] = (), own: Inside | None = None) -> float | None:
+    """The lowest cap of the guarded runs around a call, USD, that are kept in accounts of this store.
+
+    Args:
+        store: Where the call is charged.
+        handlers: The callbacks of the call, as far as they are known; those of the surrounding run count as well.
+        own: The callbacks whose own cap the call is under anyway.
+    """
+    around: Any = (var_child_runnable_config.get() or {}).get("callbacks") or ()
+    keepers = {
+        one.keeper
+        for one in (*handlers, *getattr(around, "handlers", around))
+        if isinstance(one, Inside | Watch) and one.keeper is not own
+    }
+    return min((one.cap for one in keepers if one.cap is not None and one.store is store), default=None)
+
+
 class Inside(BrixCallbackHandler):
     """The callbacks of a guarded run. A model inside that is guarded itself is not charged twice.
 
-    Such a model charges its calls to the same account, under its own cap. Here it is refused once the run's cap is
-    reached; what it reserves beyond that is its own guards' business.
+    Such a model charges its calls to the same account, and keeps the lower of the two caps.
 
     Args:
         max_cost_usd: Cap of the session, USD.
         **options: See `BrixCallbackHandler`.
+
+    Attributes:
+        cap: `max_cost_usd` where it is enforced.
+        told_of_models: Whether any call of a model was told of yet.
     """
 
     def __init__(self, *, max_cost_usd: float | None = None, **options: Any) -> None:
         super().__init__(max_cost_usd=max_cost_usd, **options)
         strict = max_cost_usd is not None and max_cost_usd < math.inf and options.get("budget_strategy") != "warn"
-        self._cap = max_cost_usd if strict else None
+        self.cap = max_cost_usd if strict else None
+        self.told_of_models = False
+        self._said_so = "budget" not in self.guards
+
+    @property
+    def keeper(self) -> Inside:
+        """Who keeps the cap: itself."""
+        return self
+
+    @property
+    def store(self) -> Store:
+        """Where calls are charged."""
+        return self._pipeline.store
 
     def on_chat_model_start(self, serialized: dict[str, Any], *args: Any, **kwargs: Any) -> None:
         """See `BrixCallbackHandler`."""
-        if charges(serialized, self._pipeline.store):
-            self.refuse_when_spent()
+        self.told_of_models = True
+        if charges(serialized, self.store):
+            self.refuse_when_spent(**kwargs)
         else:
-            super().on_chat_model_start(serialized, *args, **kwargs)
+            _final(super().on_chat_model_start, serialized, *args, **kwargs)
 
     def on_llm_start(self, serialized: dict[str, Any], *args: Any, **kwargs: Any) -> None:
         """See `BrixCallbackHandler`."""
-        if charges(serialized, self._pipeline.store):
-            self.refuse_when_spent()
+        self.told_of_models = True
+        if charges(serialized, self.store):
+            self.refuse_when_spent(**kwargs)
         else:
-            super().on_llm_start(serialized, *args, **kwargs)
+            _final(super().on_llm_start, serialized, *args, **kwargs)
+
+    def on_llm_new_token(self, *args: Any, **kwargs: Any) -> None:
+        """See `BrixCallbackHandler`."""
+        _final(super().on_llm_new_token, *args, **kwargs)
+
+    def on_stream_event(self, *args: Any, **kwargs: Any) -> None:
+        """See `BrixCallbackHandler`."""
+        _final(super().on_stream_event, *args, **kwargs)
+
+    def on_tool_start(self, *args: Any, **kwargs: Any) -> None:
+        """See `BrixCallbackHandler`."""
+        _final(super().on_tool_start, *args, **kwargs)
+
+    def _watched(self, request: CallRequest) -> Flow:
+        """In a guarded run around this one, its cap holds, too."""
+        request.call.cap_usd = surrounding_cap(self.store, own=self)
+        return (yield from super()._watched(request))
+
+    def run_ended(self, name: str) -> None:
+        """Say once that a budget is kept where no model was told of yet.
+
+        Args:
+            name: Of what was run.
+        """
+        if not (self.told_of_models or self._said_so):
+            self._said_so = True
+            log.warning(
+                "max_cost_usd: no call of a model was told of while %s ran. What asks one by other means than "
+                "LangChain's, an SDK's client for example, is not metered here: wrap that client with BRIX.wrap()",
+                name,
+            )
 
     def beneath(self, other: BaseCallbackHandler) -> BaseCallbackHandler:
         """What takes this handler's place in a run inside this one, whose guards may charge the same accounts."""
-        if not isinstance(other, Inside) or other._pipeline.store is not self._pipeline.store:
+        if not isinstance(other, Inside) or other.store is not self.store:
             return self
         return Watch(self) if "budget" in self.guards and "budget" in other.guards else self
 
-    def refuse_when_spent(self) -> None:
+    def refuse_when_spent(self, **run: Any) -> None:
         """Refuse a call that others charge.
+
+        Args:
+            **run: What LangChain tells of it.
 
         Raises:
             BrixBudgetError: The run's cap is reached.
         """
         session = self._pipeline.session(session_of(None))
-        if self._cap is None:
+        if self.cap is None:
             return
-        money = self._pipeline.store.balance(f"budget:{session.session_id}")
+        money = self.store.balance(f"budget:{session.session_id}")
         session.session_cost_usd = usd(money.spent)
-        if money.spent + money.reserved >= to_nano(self._cap):
-            raise BrixBudgetError(
-                f"session {session.session_id} has used up max_cost_usd={self._cap:g} of the run it is in; raise it, "
+        if money.spent + money.reserved < to_nano(self.cap):
+            return
+        _refuse(
+            BrixBudgetError(
+                f"session {session.session_id} has used up max_cost_usd={self.cap:g} of the run it is in; raise it, "
                 "or begin a new session",
-                limit_usd=self._cap,
+                limit_usd=self.cap,
                 spent_usd=usd(money.spent),
                 reserved_usd=usd(money.reserved),
-            )
+            ),
+            **run,
+        )
 
 
 class Watch(BaseCallbackHandler):
@@ -103,14 +183,15 @@ class Watch(BaseCallbackHandler):
     run_inline = True
 
     def __init__(self, inside: Inside) -> None:
-        self._inside = inside
+        self.keeper = inside
         for what in ("tool", "chain", "retriever"):
             for event in ("start", "end", "error"):
                 setattr(self, f"on_{what}_{event}", getattr(inside, f"on_{what}_{event}"))
 
     def on_chat_model_start(self, *args: Any, **kwargs: Any) -> None:
         """Refuse it when the outer run's cap is reached."""
-        self._inside.refuse_when_spent()
+        self.keeper.told_of_models = True
+        self.keeper.refuse_when_spent(**kwargs)
 
     on_llm_start = on_chat_model_start
 
@@ -131,13 +212,38 @@ class Gate(BaseCallbackHandler):
     def on_chat_model_start(self, *args: Any, **kwargs: Any) -> None:
         """Refuse it when the run is over."""
         if self._attempt.outcome is not None:
-            raise BrixGuardBlockedError(
-                f"the run of {self._attempt.endpoint} was given up ({self._attempt.outcome}); nothing further begins "
-                "in it",
-                guard="timeout",
+            _refuse(
+                BrixGuardBlockedError(
+                    f"the run of {self._attempt.endpoint} was given up ({self._attempt.outcome}); nothing further "
+                    "begins in it",
+                    guard="timeout",
+                ),
+                **kwargs,
             )
 
     on_llm_start = on_tool_start = on_retriever_start = on_chat_model_start
 
 
-__all__ = ["Description", "Gate", "Inside", "Watch", "charges", "described"]
+def _final(tell: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+    try:
+        tell(*args, **kwargs)
+    except BrixError as error:
+        final_in_graph(error)
+        raise
+
+
+def _refuse(
+    error: BrixError,
+    *,
+    run_id: UUID,
+    invocation_params: Mapping[str, Any] | None = None,
+    batch_size: int = 1,
+    **_: Any,
+) -> NoReturn:
+    """Raise it; what other callbacks have reserved for the call, and for the batch it is one of, is free again."""
+    withdraw(run_id, invocation_params if batch_size > 1 else None, error)
+    final_in_graph(error)
+    raise error
+
+
+__all__ = ["Description", "Gate", "Inside", "Watch", "charges", "described", "surrounding_cap"]

@@ -6,15 +6,15 @@ Needs the extra ``langchain`` (``pip install "brix-guards[langchain]"``).
 from __future__ import annotations
 
 import threading
-from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Annotated, Any, Final, Literal, NotRequired, cast
 
 from langchain.agents.middleware import AgentMiddleware, AgentState, ModelRequest, ModelResponse, hook_config
 from langchain.agents.middleware.types import PrivateStateAttr
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, RemoveMessage, ToolCall, ToolMessage
+from langchain_core.messages import AIMessage, RemoveMessage, ToolMessage
 from langgraph.graph.message import REMOVE_ALL_MESSAGES
 from langgraph.prebuilt.tool_node import ToolCallRequest
 from langgraph.runtime import Runtime
@@ -23,34 +23,29 @@ from langgraph.typing import ContextT
 from typing_extensions import override
 
 from brix_core import checks
-from brix_core.errors import BrixConfigurationError, BrixLoopError, BrixRunLimitError, BrixSchemaError
+from brix_core.errors import BrixConfigurationError, BrixLoopError, BrixSchemaError
 from brix_core.options import parse
-from brix_core.pipeline import Pipeline
 from brix_core.session import Session
-from brix_langchain.agent_messages import (
-    STOPPED,
-    all_answered,
-    last_word,
-    not_run,
-    pending_calls,
-    since_user,
-    structured_attempts,
-)
+from brix_langchain.agent_limits import Limits, RunLimits, told
+from brix_langchain.agent_messages import STOPPED, all_answered, last_word, not_run, pending_calls
 from brix_langchain.agent_model import AgentModel, letting_through
+from brix_langchain.agent_steps import Run, begun, continued, rejected, taken
 from brix_langchain.chat_model import GuardedChatModel
 from brix_langchain.guarding import _endpoint
+from brix_langchain.pipelines import ModelPipeline
 from brix_langchain.sessions import session_of
 
 MAX_MODELS: Final = 32
 """Models of one agent that are told apart; beyond them, the longest unused is wrapped anew."""
 
-Limits = int | Mapping[str, int]
-"""How many calls of tools a run may make: of all together, or of each by its name."""
+_OF_SCHEMAS: Final = ("inject_schema_in_prompt", "max_healing_seconds", "response_schema", "stream_mode")
+"""Options about answers that `guard` fits to a schema."""
 
 
 class BrixAgentState(AgentState[Any]):
-    """What an agent's state holds for the middleware: counts of the run. Checkpointed, in no input and no output."""
+    """Steps and counts of a run, in the agent's state: checkpointed, and in no input or output."""
 
+    brix_run: NotRequired[Annotated[Run, PrivateStateAttr]]
     brix_model_calls: NotRequired[Annotated[int, PrivateStateAttr]]
     brix_tool_calls: NotRequired[Annotated[dict[str, int], PrivateStateAttr]]
     brix_refused: NotRequired[Annotated[dict[str, str], PrivateStateAttr]]
@@ -62,11 +57,13 @@ class BrixMiddleware(AgentMiddleware[AgentState[Any], ContextT]):
     The session of a budget, a rate, a trace is that of `brix_langchain.guard`: ``configurable.session_id``, else
     ``with brix_core.session(...)``, else the agent's ``thread_id``. Counts are those of one run, and outlast an
     interrupt. A step that recurs is found by `brix_core.guards.LoopGuard`: the same calls with the same results
-    `exact_loop_threshold` times since the user last spoke.
+    `exact_loop_threshold` times in the run. They are remembered in the agent's state, so it makes no difference what a
+    summary, or context editing, takes out of the prompt.
 
     Put it *last* in ``middleware=[...]``: nearest to the model, whatever model another middleware chooses is guarded,
     and each of its attempts. An answer that an inner middleware got without the guarded model is an error. Guard errors
-    end the run: LangChain's retry and fallback middlewares let them through, as they do an interrupt.
+    end the run: LangChain's retry and fallback middlewares let them through, as they do an interrupt. Models that
+    other middlewares call by themselves, for a summary or to choose tools, are not the agent's: give them guarded ones.
 
     A new message in a thread whose run was broken off finds its pending tool calls answered: "was not run". Structured
     output that does not fit (``ToolStrategy``) is asked for again at most `max_schema_retries` times, then
@@ -81,8 +78,8 @@ class BrixMiddleware(AgentMiddleware[AgentState[Any], ContextT]):
         on_limit: What becomes of a call that is one too many. ``"block"``: a tool call is answered with an error and
             the run goes on; a model call ends it. ``"end"`` ends the run either way, ``"raise"`` raises
             `BrixRunLimitError`.
-        **options: Those of `brix_core.GuardOptions` but ``response_schema``. ``tool_loop_detection`` is on unless
-            False is given.
+        **options: Those of `brix_core.GuardOptions`, but those of answers with a ``response_schema``, in whose place
+            create_agent has ``response_format``. ``tool_loop_detection`` is on unless False is given.
 
     Raises:
         BrixConfigurationError: An option cannot be used. Later: the agent's model is guarded already.
@@ -111,18 +108,19 @@ class BrixMiddleware(AgentMiddleware[AgentState[Any], ContextT]):
     ) -> None:
         super().__init__()
         checks.one_of("on_loop", on_loop, ("nudge", "inject_diversity", "end", "raise"))
-        checks.one_of("on_limit", on_limit, ("block", "end", "raise"))
         self._ends_loops = on_loop == "end"
-        self._on_limit = on_limit
-        self._max_model_calls = None if max_model_calls is None else checks.whole("max_model_calls", max_model_calls, 1)
-        self._max_tool_calls, self._max_each = _tool_limits(max_tool_calls)
-        if options.get("response_schema") is not None:
+        self._limits = RunLimits(max_model_calls, max_tool_calls, on_limit)
+        options = {name: value for name, value in options.items() if value is not None}
+        if misplaced := [name for name in _OF_SCHEMAS if name in options]:
             raise BrixConfigurationError(
-                "an agent's answer is described by create_agent(response_format=...); leave response_schema out"
+                f"{', '.join(misplaced)} cannot be used in an agent, whose answer is described by "
+                "create_agent(response_format=...); leave it out"
             )
         loops = options.setdefault("tool_loop_detection", True)
         if loops or options.get("exact_loop_detection") or options.get("semantic_loop_detection"):
             options["on_loop"] = "raise" if on_loop in ("end", "raise") else "inject_diversity"
+        elif on_loop != "nudge":
+            raise BrixConfigurationError(f"on_loop={on_loop!r} has no effect with tool_loop_detection=False")
         self._parsed = parse(options)
         context = self._parsed.configs.get("context")
         writer = None if context is None else context.context_summary_model
@@ -133,9 +131,11 @@ class BrixMiddleware(AgentMiddleware[AgentState[Any], ContextT]):
         fallbacks = [_endpoint(other, self._parsed, "fallbacks", fallback=True) for other in self._parsed.fallbacks]
         summary = writer and _endpoint(writer, self._parsed, "context_summary_model", fallback=True)
         self._fallbacks = fallbacks
-        self._pipeline = Pipeline(self._parsed, fallbacks, summary)
-        self._guards_models = set(options) != {"tool_loop_detection"} or bool(loops)
+        self._pipeline = ModelPipeline(self._parsed, fallbacks, summary)
+        self._guards_models = bool(loops) or bool(options.keys() - {"tool_loop_detection", "max_schema_retries"})
         self._max_schema_retries: int = self._parsed.configs["schema"].max_schema_retries
+        loop = self._parsed.configs.get("loop")
+        self._window = max(0 if loop is None else loop.reach, self._max_schema_retries + 1)
         self._models: OrderedDict[int, tuple[BaseChatModel, AgentModel]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -164,8 +164,9 @@ class BrixMiddleware(AgentMiddleware[AgentState[Any], ContextT]):
     @override
     def before_agent(self, state: AgentState[Any], runtime: Runtime[ContextT]) -> dict[str, Any] | None:
         """Count anew; answer the tool calls that an earlier run of the thread left pending."""
-        update: dict[str, Any] = {"brix_model_calls": 0, "brix_tool_calls": {}}
         answered = all_answered(state["messages"])
+        run = begun(answered, self._window)
+        update: dict[str, Any] = {"brix_run": run, "brix_model_calls": 0, "brix_tool_calls": {}}
         if len(answered) > len(state["messages"]):
             update["messages"] = [RemoveMessage(id=REMOVE_ALL_MESSAGES), *answered]
         return update
@@ -183,15 +184,16 @@ class BrixMiddleware(AgentMiddleware[AgentState[Any], ContextT]):
     ) -> ModelResponse[Any]:
         """One model call, through the guards."""
         with letting_through():
-            guarded, answers = self._guarded(request.model)
-            stopped = self._out_of_model_calls(request)
+            run = self._so_far(request.state)
+            guarded, answers = self._guarded(request.model, run)
+            stopped = self._limits.end_of_model_calls(cast(Mapping[str, Any], request.state))
             if stopped is not None:
-                return stopped
+                return ModelResponse(result=[stopped])
             try:
                 response = handler(request.override(model=guarded))
             except BrixLoopError as error:
                 return self._ended_by(error)
-            return self._judged(request, response, answers)
+            return self._judged(request, run, response, answers)
 
     @override
     async def awrap_model_call(
@@ -201,32 +203,34 @@ class BrixMiddleware(AgentMiddleware[AgentState[Any], ContextT]):
     ) -> ModelResponse[Any]:
         """One model call, through the guards."""
         with letting_through():
-            guarded, answers = self._guarded(request.model)
-            stopped = self._out_of_model_calls(request)
+            run = self._so_far(request.state)
+            guarded, answers = self._guarded(request.model, run)
+            stopped = self._limits.end_of_model_calls(cast(Mapping[str, Any], request.state))
             if stopped is not None:
-                return stopped
+                return ModelResponse(result=[stopped])
             try:
                 response = await handler(request.override(model=guarded))
             except BrixLoopError as error:
                 return self._ended_by(error)
-            return self._judged(request, response, answers)
+            return self._judged(request, run, response, answers)
 
     @hook_config(can_jump_to=["model", "end"])
     @override
     def after_model(self, state: AgentState[Any], runtime: Runtime[ContextT]) -> dict[str, Any] | None:
-        """Count the calls, and refuse tool calls that are too many; leave, when a guard has ended the run."""
+        """Take note of what was done; refuse tool calls that are too many; leave, when a guard has ended the run."""
         messages, kept = state["messages"], cast(Mapping[str, Any], state)
         pending = pending_calls(messages)
-        made, refused = self._counted(kept, pending)
+        made, refused = self._limits.counted(kept, pending)
         update: dict[str, Any] = {
+            "brix_run": self._so_far(state),
             "brix_model_calls": kept.get("brix_model_calls", 0) + 1,
             "brix_tool_calls": dict(made),
-            "brix_refused": {call_id: _told(error) for call_id, error in refused.items()},
+            "brix_refused": {call_id: told(error) for call_id, error in refused.items()},
         }
         if messages and STOPPED in messages[-1].response_metadata:
             update["jump_to"] = "end"
         elif refused and len(refused) == len(pending):  # no need to ask a human about them
-            update["messages"] = [not_run(call, _told(refused[call["id"] or ""])) for call in pending]
+            update["messages"] = [not_run(call, told(refused[call["id"] or ""])) for call in pending]
             update["jump_to"] = "model"
         return update
 
@@ -260,7 +264,12 @@ class BrixMiddleware(AgentMiddleware[AgentState[Any], ContextT]):
         with letting_through():
             return await handler(request)
 
-    def _guarded(self, model: BaseChatModel) -> tuple[BaseChatModel, list[AIMessage] | None]:
+    def _so_far(self, state: AgentState[Any]) -> Run:
+        """What the agent has done in this run."""
+        messages, run = state["messages"], cast(Mapping[str, Any], state).get("brix_run")
+        return begun(messages, self._window) if run is None else continued(run, messages, self._window)
+
+    def _guarded(self, model: BaseChatModel, run: Run) -> tuple[BaseChatModel, list[AIMessage] | None]:
         """The model behind the guards, for one call, and where its answers will be."""
         if not self._guards_models:
             return model, None
@@ -281,89 +290,37 @@ class BrixMiddleware(AgentMiddleware[AgentState[Any], ContextT]):
                 if len(self._models) > MAX_MODELS:
                     self._models.popitem(last=False)
             self._models.move_to_end(id(model))
-        return known[1].for_one_call()
+        return known[1].for_one_call(taken(run))
 
     def _judged(
-        self, request: ModelRequest[ContextT], response: ModelResponse[Any], answers: list[AIMessage] | None
+        self, request: ModelRequest[ContextT], run: Run, response: ModelResponse[Any], answers: list[AIMessage] | None
     ) -> ModelResponse[Any]:
-        """The response, tool calls that are too many answered."""
+        """The response, with the end of the run where it asks for too many tool calls; see `after_model`, too."""
         if answers is not None and not answers:
             raise BrixConfigurationError(
                 "a middleware behind BrixMiddleware answered without the guarded model, so that a call may have passed "
                 "by the guards. Put BrixMiddleware last in middleware=[...]"
             )
-        self._check_structured(request, response)
-        return self._within_limits(request, response)
+        if request.response_format is not None and response.structured_response is None:
+            self._bound_heals(run, response)
+        ending = self._limits.end_of_tool_calls(cast(Mapping[str, Any], request.state), response.result)
+        return replace(response, result=[*response.result, *ending]) if ending else response
 
     def _ended_by(self, error: BrixLoopError) -> ModelResponse[Any]:
         if not self._ends_loops:
             raise error
         return ModelResponse(result=[last_word(error.guard, error.message)])
 
-    def _out_of_model_calls(self, request: ModelRequest[ContextT]) -> ModelResponse[Any] | None:
-        """The end of the run, when it has made all its model calls."""
-        limit = self._max_model_calls
-        if limit is None or cast(Mapping[str, Any], request.state).get("brix_model_calls", 0) < limit:
-            return None
-        error = BrixRunLimitError(
-            f"this run has made all the model calls it may (max_model_calls={limit}); raise the limit, or ask again",
-            limit=limit,
-        )
-        if self._on_limit == "raise":
-            raise error
-        return ModelResponse(result=[last_word(error.guard, error.message)])
-
-    def _within_limits(self, request: ModelRequest[ContextT], response: ModelResponse[Any]) -> ModelResponse[Any]:
-        """The response, or the end of the run when it asks for too many tool calls; see `after_model`, too."""
-        pending = pending_calls(response.result)
-        _, refused = self._counted(cast(Mapping[str, Any], request.state), pending)
-        if not refused or self._on_limit == "block":
-            return response
-        first = next(iter(refused.values()))
-        if self._on_limit == "raise":
-            raise first
-        whys = (refused.get(call["id"] or "") for call in pending)
-        answers = [
-            not_run(call, "the run has ended" if why is None else why.message)
-            for call, why in zip(pending, whys, strict=True)
-        ]
-        return replace(response, result=[*response.result, *answers, last_word(first.guard, first.message)])
-
-    def _counted(
-        self, state: Mapping[str, Any], pending: Sequence[ToolCall]
-    ) -> tuple[Counter[str], dict[str, BrixRunLimitError]]:
-        """Tool calls of the run, these included, and which of these are too many, by their ids."""
-        made: Counter[str] = Counter(state.get("brix_tool_calls", {}))
-        refused: dict[str, BrixRunLimitError] = {}
-        for call in pending:
-            error = self._refusal(call["name"], made)
-            if error is None:
-                made[call["name"]] += 1
-            else:
-                refused[call["id"] or ""] = error
-        return made, refused
-
-    def _refusal(self, name: str, made: Counter[str]) -> BrixRunLimitError | None:
-        """Why one more call of a tool is too many; None when it is not."""
-        each = self._max_each.get(name)
-        if each is not None and made[name] >= each:
-            what = f"this run has made all the calls of {name} it may (max_tool_calls[{name!r}]={each})"
-            return BrixRunLimitError(what, limit=each)
-        if self._max_tool_calls is not None and made.total() >= self._max_tool_calls:
-            what = f"this run has made all the tool calls it may (max_tool_calls={self._max_tool_calls})"
-            return BrixRunLimitError(what, limit=self._max_tool_calls)
-        return None
-
-    def _check_structured(self, request: ModelRequest[ContextT], response: ModelResponse[Any]) -> None:
+    def _bound_heals(self, run: Run, response: ModelResponse[Any]) -> None:
         """Bound how often LangChain asks again for structured output that does not fit.
 
         Raises:
             BrixSchemaError: It has done so often enough.
         """
-        objections = {m.name for m in response.result if isinstance(m, ToolMessage)}
-        if request.response_format is None or response.structured_response is not None or not objections:
+        objections = {message.name for message in response.result if isinstance(message, ToolMessage)}
+        if not objections:
             return
-        attempts = structured_attempts([*since_user(request.messages), *response.result], objections)
+        attempts = rejected(continued(run, response.result, self._window)["steps"], objections)
         if len(attempts) > self._max_schema_retries:
             name = attempts[-1][0]
             raise BrixSchemaError(
@@ -374,16 +331,4 @@ class BrixMiddleware(AgentMiddleware[AgentState[Any], ContextT]):
             )
 
 
-def _told(error: BrixRunLimitError) -> str:
-    return f"{error.message}. Answer with what you have."
-
-
-def _tool_limits(given: Limits | None) -> tuple[int | None, dict[str, int]]:
-    if given is None:
-        return None, {}
-    if isinstance(given, Mapping):
-        return None, {name: checks.whole(f"max_tool_calls[{name!r}]", each, 0) for name, each in given.items()}
-    return checks.whole("max_tool_calls", given, 0), {}
-
-
-__all__ = ["MAX_MODELS", "BrixAgentState", "BrixMiddleware", "Limits"]
+__all__ = ["MAX_MODELS", "BrixAgentState", "BrixMiddleware"]

@@ -1,12 +1,14 @@
 """Guard errors in LangChain's eyes: decisions, not failures. Nothing retries them, nothing answers over them.
 
 LangChain's own recovery catches every `Exception`. So the ``with_retry`` and ``with_fallbacks`` of whatever `guard`
-returns leave guard errors out, unless they are named; and the errors of guarded models are `ModelError`s that say
-``is_retryable = False``, which `ModelRetryMiddleware` asks for.
+returns leave guard errors out, unless they are named; the errors of guarded models are `ModelError`s that say
+``is_retryable = False``; and a guard error raised in a task of a LangGraph graph, an agent of ``create_agent`` among
+them, is also LangGraph's control flow (`GraphBubbleUp`): the retry policies of nodes, `ModelRetryMiddleware`,
+`ModelFallbackMiddleware` and tools that turn errors into messages let it pass. ``except BrixBudgetError`` catches it
+as ever.
 
-Out of reach is what is put around something that only *contains* a guarded model, a chain's own ``with_retry`` for
-example, and `ModelFallbackMiddleware`. For the former there are `but_guard_errors` and `with_fallbacks` here; in the
-place of the latter, name the other models to the guard: ``guard(model, fallbacks=[...])``.
+Out of reach is LangChain's recovery around something that only *contains* a guarded model, such as a chain's own
+``with_retry``. For that there are `but_guard_errors` and `with_fallbacks` here.
 """
 
 from __future__ import annotations
@@ -14,20 +16,21 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import langchain_core.exceptions
 from langchain_core.runnables import Runnable, RunnableWithFallbacks
+from langchain_core.runnables.config import var_child_runnable_config
 
-from brix_core.call import CallRequest
 from brix_core.errors import BrixError, BrixGuardError
-from brix_core.flow import Flow
-from brix_core.pipeline import Pipeline
 
 Kinds = tuple[type[BaseException], ...]
 
 _MODEL_ERROR: type[Exception] | None = getattr(langchain_core.exceptions, "ModelError", None)
 """From langchain-core 1.7 on."""
+
+_TASK: Final = "__pregel_task_id"
+"""What LangGraph configures in a task of a graph, and nowhere else."""
 
 
 def but_guard_errors(kinds: Kinds = (Exception,)) -> Kinds:
@@ -129,34 +132,71 @@ def _is_among(error: Any, kinds: Kinds) -> bool:
     return isinstance(error, kinds)
 
 
-class ModelPipeline(Pipeline):
-    """A pipeline whose guard errors are LangChain's `ModelError`, too, where there is such a thing."""
+def final_in_graph(error: BrixError) -> None:
+    """Where this is a task of a LangGraph graph: make an error LangGraph's control flow, and leave it what it is.
 
-    def _flow(self, request: CallRequest) -> Flow:
-        try:
-            return (yield from super()._flow(request))
-        except BrixGuardError as error:
-            if _MODEL_ERROR is not None and not isinstance(error, _MODEL_ERROR):
-                error.__class__ = _as_model_error(cast(Any, type(error)))
-            raise
+    Example:
+        >>> error = BrixGuardError("no")
+        >>> final_in_graph(error)  # this is no graph, and nothing happens
+        >>> type(error).__mro__[1].__name__
+        'BrixError'
+    """
+    surrounding: Any = var_child_runnable_config.get() or {}
+    if _TASK in (surrounding.get("configurable") or {}):
+        as_control_flow(error)
+
+
+def as_model_error(error: BrixGuardError) -> None:
+    """Make a guard error LangChain's `ModelError` as well, where there is such a thing; it says it is not retryable.
+
+    Example:
+        >>> error = BrixGuardError("no")
+        >>> as_model_error(error)
+        >>> isinstance(error, BrixGuardError), error.is_retryable
+        (True, False)
+    """
+    if _MODEL_ERROR is not None and not isinstance(error, _MODEL_ERROR):
+        _mix_in(error, _MODEL_ERROR)
+
+
+def as_control_flow(error: BrixError) -> None:
+    """Make an error LangGraph's control flow, and leave it what it is; nothing, where LangGraph is not in use.
+
+    Example:
+        >>> from langgraph.errors import GraphBubbleUp
+        >>> error = BrixGuardError("no", guard="budget")
+        >>> as_control_flow(error)
+        >>> isinstance(error, GraphBubbleUp), isinstance(error, BrixGuardError), error.guard
+        (True, True, 'budget')
+    """
+    langgraph = sys.modules.get("langgraph.errors")
+    if langgraph is not None and not isinstance(error, langgraph.GraphBubbleUp):
+        _mix_in(error, langgraph.GraphBubbleUp)
+
+
+def _mix_in(error: Any, other: Any) -> None:
+    kind: Any = type(error)
+    error.__class__ = _mixed(kind, other)
 
 
 @lru_cache(maxsize=256)
-def _as_model_error(kind: type[BrixGuardError]) -> type[BrixGuardError]:
-    """The same class, LangChain's `ModelError` among its bases; where it is pickled, it is the plain one again."""
+def _mixed(kind: Any, other: Any) -> Any:
+    """The same class with `other` among its bases; where it is pickled, it is the plain one again."""
 
-    def reduce(error: BrixGuardError) -> tuple[Callable[..., BrixError], tuple[Any, ...]]:
-        rebuild, (_, state) = BrixError.__reduce__(error)
-        return rebuild, (kind, state)
+    def reduce(error: BrixError) -> tuple[Callable[..., BrixError], tuple[Any, ...]]:
+        rebuild, (found, state) = kind.__reduce__(error)
+        return rebuild, (kind if found is type(error) else found, state)
 
     names = {"__module__": kind.__module__, "__doc__": kind.__doc__, "__reduce__": reduce}
-    return type(kind.__name__, (kind, _MODEL_ERROR), names)  # type: ignore[arg-type]
+    return type(kind.__name__, (kind, other), names)
 
 
 __all__ = [
     "FallbacksButForRefusals",
-    "ModelPipeline",
     "RefusalsAreFinal",
+    "as_control_flow",
+    "as_model_error",
     "but_guard_errors",
+    "final_in_graph",
     "with_fallbacks",
 ]

@@ -13,10 +13,10 @@ from brix_core.call import CallRequest
 from brix_core.errors import BrixConfigurationError
 from brix_core.guards import BudgetConfig, ContextConfig, LoopConfig, SchemaConfig
 from brix_core.options import parse
-from brix_core.pipeline import Pipeline
 from brix_core.session import Session, current_session_id
 from brix_langchain.inside import Inside
 from brix_langchain.opaque import written
+from brix_langchain.pipelines import RunPipeline
 from brix_langchain.runnable_endpoint import RUN, Run, RunnableEndpoint
 from brix_langchain.sessions import session_of
 
@@ -64,7 +64,7 @@ class RunGuards:
         around, inside = _divided(given, loops_inside=loops_inside)
         parsed = parse(around)
         self.endpoint = endpoint(inner)
-        self.pipeline = Pipeline(parsed, [endpoint(runnable) for runnable in parsed.fallbacks])
+        self.pipeline = RunPipeline(parsed, [endpoint(runnable) for runnable in parsed.fallbacks])
         self.reads_input = "loop" in parsed.configs
         self.inside: Inside | None = None
         if inside:

@@ -99,14 +99,14 @@ class RunnableEndpoint:
         run, config = self._begin(request)
         with set_config_context(config) as context:
             output = context.run(self._target(run).invoke, run.input, config, **run.kwargs)
-        return self._response(output)
+        return self._response(request, output)
 
     async def acall(self, request: CallRequest) -> CallResponse:
         """One run on the event loop."""
         run, config = self._begin(request)
         with set_config_context(config) as context:
             coroutine = self._target(run).ainvoke(run.input, config, **run.kwargs)
-            return self._response(await asyncio.create_task(cast(Any, coroutine), context=context))
+            return self._response(request, await asyncio.create_task(cast(Any, coroutine), context=context))
 
     def stream(self, request: CallRequest) -> Iterator[Any]:
         """The chunks of one run."""
@@ -150,6 +150,7 @@ class RunnableEndpoint:
 
     def finish(self, chunks: Sequence[Any], text: str, request: CallRequest) -> CallResponse:
         """Sum up a stream."""
+        self._run_ended(request)
         return CallResponse(text=text, model=self.name)
 
     def assemble(self, chunks: Sequence[Any], text: str, request: CallRequest) -> CallResponse:
@@ -174,8 +175,14 @@ class RunnableEndpoint:
             config.pop("run_id", None)
         return run, config
 
-    def _response(self, output: Any) -> CallResponse:
+    def _response(self, request: CallRequest, output: Any) -> CallResponse:
+        self._run_ended(request)
         return CallResponse(text=_answer(output), model=self.name, raw=output)
+
+    def _run_ended(self, request: CallRequest) -> None:
+        for handler in request.params[RUN].handlers:
+            if isinstance(handler, Inside):
+                handler.run_ended(self.name)
 
 
 def configured(

@@ -12,17 +12,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
+from functools import lru_cache
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, NamedTuple
+from types import FunctionType
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
 from langchain_core.runnables import Runnable, RunnableSequence
 from langchain_core.utils.function_calling import convert_to_openai_function
-from pydantic import BaseModel
+from pydantic import PydanticUserError
+from pydantic.v1 import BaseModel as PydanticV1
 from typing_extensions import is_typeddict
 
 from brix_core.endpoints.structured import response_format
+from brix_core.errors import BrixConfigurationError
+from brix_core.guards.schema import SchemaGuard
 from brix_core.structured.response_schema import ResponseSchema
 from brix_langchain.binding import bound_arguments, rebind
 from brix_langchain.structured import ASKED, Asked, InstanceReader, StructuredModel, StructuredModelWithRaw
@@ -31,58 +37,93 @@ if TYPE_CHECKING:
     from brix_langchain.chat_model import GuardedChatModel
 
 
+_API_NAME: Final = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+_FORMATS: Final = ("schema", "parameters", "input_schema")
+"""Where the JSON Schema is in the formats of providers."""
+
+
 class _Wanted(NamedTuple):
     """A schema: as it is validated, and as LangChain is told it."""
 
     schema: ResponseSchema
     told: Any
 
+    @classmethod
+    def by_json_schema(cls, schema: ResponseSchema) -> Self:
+        """LangChain is told the JSON Schema, under a name that APIs take."""
+        return cls(schema, {**schema.json_schema, "title": schema.name})
+
+
+def answering(model: GuardedChatModel, schema: Any) -> StructuredModel[Any]:
+    """What ``guard(model, response_schema=schema)`` gives.
+
+    Args:
+        model: The guarded model.
+        schema: Checked already.
+    """
+    streams = next(guard.config.stream_mode for guard in model._pipeline.guards if isinstance(guard, SchemaGuard))
+    wanted = _wanted(schema)
+    return _chain(model, wanted or _Wanted.by_json_schema(ResponseSchema.of(schema)), {}, streams == "partial")
+
 
 def structured_output(
-    model: GuardedChatModel, schema: Any, options: Mapping[str, Any], *, include_raw: bool = False, previews: bool
+    model: GuardedChatModel, schema: Any, options: Mapping[str, Any], *, include_raw: bool
 ) -> Runnable[LanguageModelInput, Any]:
-    """The model, its answers instances of the schema.
+    """What ``model.with_structured_output(schema, ...)`` gives.
 
     Args:
         model: The guarded model.
         schema: What LangChain takes for a schema, or a dataclass.
         options: Those of the wrapped model's ``with_structured_output``.
         include_raw: Whether the message comes with the instance.
-        previews: Whether streams give the value as it grows.
+
+    Raises:
+        BrixConfigurationError: It is no schema, or the method is one that not every model of the chain knows.
     """
     wanted = _wanted(schema)
-    if wanted is None:  # of a kind that only LangChain reads: guarded, but not healed
+    if wanted is None:  # Pydantic 1, which only LangChain reads: guarded, but not healed
         chain = model.inner.with_structured_output(schema, include_raw=include_raw, **options)
         twin = model._with_fallbacks_bound(
             bound_arguments(model.inner, chain),
             lambda inner: bound_arguments(inner, inner.with_structured_output(schema, **options)),
         )
         return rebind(chain, model.inner, twin)
-    reader = InstanceReader(wanted.schema)
-    reader.previews = previews
-    bound = _bound(model, wanted, options).bind(**{ASKED: Asked(wanted.schema)})
     if include_raw:
-        return StructuredModelWithRaw(bound=bound, reader=reader, response_schema=wanted.schema)
-    return StructuredModel(bound, reader)
+        bound = _bound(model, wanted, options)
+        return StructuredModelWithRaw(bound=bound, reader=InstanceReader(wanted.schema), response_schema=wanted.schema)
+    previews = not isinstance(schema, type) or is_typeddict(schema)  # as LangChain's own
+    return _chain(model, wanted, options, previews)
 
 
-def titled(schema: Any) -> Any:
-    """A schema as `structured_output` takes it: LangChain wants a title."""
-    if isinstance(schema, Mapping) and not {"title", "name"} & schema.keys():
-        return {"title": ResponseSchema.of(schema).name, **schema}
-    return schema
-
-
+@lru_cache(maxsize=256)
 def digest(schema: ResponseSchema) -> str:
-    """A schema's part in a cache key: the parameters of ``json_mode`` are the same for all."""
-    return sha256(json.dumps([schema.name, schema.json_schema], sort_keys=True, default=str).encode()).hexdigest()
+    """A schema's part in a cache key: the parameters of ``json_mode`` are the same for all.
+
+    Classes of the same shape count as different ones: what they check in code is not in their JSON Schema.
+    """
+    source = schema.source
+    place = f"{source.__module__}.{source.__qualname__}" if isinstance(source, type) else ""
+    return sha256(
+        json.dumps([schema.name, schema.json_schema, place], sort_keys=True, default=str).encode()
+    ).hexdigest()
+
+
+def _chain(
+    model: GuardedChatModel, wanted: _Wanted, options: Mapping[str, Any], previews: bool
+) -> StructuredModel[Any]:
+    bound = _bound(model, wanted, options).bind(**{ASKED: Asked(wanted.schema)})
+    return StructuredModel(bound, InstanceReader(wanted.schema, previews=previews), model)
 
 
 def _bound(model: GuardedChatModel, wanted: _Wanted, options: Mapping[str, Any]) -> Runnable[LanguageModelInput, Any]:
     """The model with the schema bound to it and to its fallbacks, or the model itself where one cannot bind."""
+    if not _is_object(wanted.schema):  # providers take nothing else for a format, or for the arguments of a tool
+        return model
+    options = _method_for_all(model, options)
 
     def arguments(inner: BaseChatModel, step: Runnable[Any, Any]) -> dict[str, Any]:
-        return {**bound_arguments(inner, step), **_formatted(bound_arguments(inner, step), wanted.schema)}
+        found = bound_arguments(inner, step)
+        return {**found, **_formatted(found, wanted.schema)}
 
     try:
         step = _first(model.inner.with_structured_output(wanted.told, **options))
@@ -92,7 +133,24 @@ def _bound(model: GuardedChatModel, wanted: _Wanted, options: Mapping[str, Any])
         )
     except NotImplementedError:
         return model
-    return rebind(step, model.inner, twin).bind(**_formatted(own, wanted.schema))
+    return rebind(step, model.inner, twin).bind(**own)
+
+
+def _method_for_all(model: GuardedChatModel, options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The options, their method one that every model of the failover chain knows.
+
+    Raises:
+        BrixConfigurationError: The method is another one.
+    """
+    if all(type(fallback.inner) is type(model.inner) for fallback in model._fallbacks):
+        return options
+    # Only tool calls look alike whichever provider answers.
+    if options.get("method", "function_calling") != "function_calling":
+        raise BrixConfigurationError(
+            f"method={options['method']!r} is read in each provider's own way, and the fallbacks are of "
+            "another provider; leave method out, or pass method='function_calling'"
+        )
+    return {**options, "method": "function_calling"}
 
 
 def _first(chain: Runnable[Any, Any]) -> Runnable[Any, Any]:
@@ -107,25 +165,45 @@ def _formatted(bound: Mapping[str, Any], schema: ResponseSchema) -> dict[str, An
     return {"response_format": response_format(schema) or loose}
 
 
+def _is_object(schema: ResponseSchema) -> bool:
+    root: Any = schema.json_schema
+    if "$ref" in root:  # a recursive model
+        group, _, name = str(root["$ref"]).removeprefix("#/").partition("/")
+        root = root.get(group, {}).get(name, {})
+    return bool(root.get("type", "object") == "object")
+
+
 def _wanted(schema: Any) -> _Wanted | None:
-    """How a schema is validated; None for what the core does not know (Pydantic 1, functions)."""
+    """How a schema is validated; None for one of Pydantic 1, which the core does not know.
+
+    Raises:
+        BrixConfigurationError: It is no schema.
+    """
     if schema is None:  # any object will do, in json_mode
         return _Wanted(ResponseSchema.of({"type": "object"}), None)
-    if isinstance(schema, type) and issubclass(schema, BaseModel):
-        return _Wanted(_named(ResponseSchema.of(schema), schema), schema)
-    if isinstance(schema, type) and dataclasses.is_dataclass(schema):
-        compiled = ResponseSchema.of(schema)
-        return _Wanted(compiled, {**compiled.json_schema, "title": compiled.name})
+    if isinstance(schema, ResponseSchema):
+        return _Wanted.by_json_schema(schema)
     if isinstance(schema, dict):
-        return _Wanted(_named(ResponseSchema.of(_unwrapped(schema)), schema), schema)
-    if is_typeddict(schema):  # read as LangChain reads it, to whom ``Annotated[str, None, "..."]`` is not required
-        function = convert_to_openai_function(schema)
+        return _of_dict(schema)
+    if is_typeddict(schema) or isinstance(schema, FunctionType):
+        # Read as LangChain reads it, to whom ``Annotated[str, None, "..."]`` is not required.
+        function = _as_function(schema)
         return _Wanted(ResponseSchema.of({"title": function["name"], **function["parameters"]}), schema)
-    return None
+    if isinstance(schema, type) and issubclass(schema, PydanticV1):
+        return None
+    compiled = ResponseSchema.of(schema)
+    if dataclasses.is_dataclass(schema):
+        return _Wanted.by_json_schema(compiled)
+    name = _as_function(schema)["name"]  # LangChain calls the tool so
+    if not _API_NAME.fullmatch(name):
+        return _Wanted.by_json_schema(compiled)
+    compiled.name = name
+    return _Wanted(compiled, schema)
 
 
-def _unwrapped(schema: dict[str, Any]) -> dict[str, Any]:
-    """The JSON Schema in the formats of providers, which LangChain takes too."""
+def _of_dict(schema: dict[str, Any]) -> _Wanted:
+    """A JSON Schema, by itself or in the formats of providers, which LangChain takes too."""
+    given = schema
     if schema.get("type") == "json_schema" and isinstance(schema.get("json_schema"), dict):
         schema = schema["json_schema"]
     elif schema.get("type") == "function" and isinstance(schema.get("function"), dict):
@@ -133,19 +211,20 @@ def _unwrapped(schema: dict[str, Any]) -> dict[str, Any]:
     elif isinstance(schema.get("toolSpec"), dict):
         tool = schema["toolSpec"]
         schema = {"name": tool["name"], "parameters": tool["inputSchema"]["json"]}
-    if "name" not in schema:
-        return schema
-    inner = next((schema[key] for key in ("schema", "parameters", "input_schema") if key in schema), None)
-    return schema if inner is None else {**inner, "title": schema["name"]}
+    inner = next((schema[key] for key in _FORMATS if key in schema), None) if "name" in schema else None
+    if inner is None:
+        return _Wanted.by_json_schema(ResponseSchema.of(given))
+    return _Wanted(ResponseSchema.of({**inner, "title": schema["name"]}), given)
 
 
-def _named(compiled: ResponseSchema, schema: Any) -> ResponseSchema:
-    """The schema under the name that LangChain gives the tool."""
+def _as_function(schema: Any) -> dict[str, Any]:
     try:
-        compiled.name = convert_to_openai_function(schema)["name"]
-    except (ValueError, KeyError):  # not to be bound as a tool; LangChain says so, should it have to
-        pass
-    return compiled
+        return convert_to_openai_function(schema)
+    except (ValueError, TypeError, KeyError, PydanticUserError) as error:
+        raise BrixConfigurationError(
+            f"{schema!r} cannot be used as a schema: {error}; pass a Pydantic model, a dataclass, a TypedDict or a "
+            "JSON Schema dict"
+        ) from error
 
 
-__all__ = ["digest", "structured_output", "titled"]
+__all__ = ["answering", "digest", "structured_output"]

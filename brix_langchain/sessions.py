@@ -2,6 +2,9 @@
 
 In this order: ``configurable.session_id``, the surrounding ``with brix_core.session(...)``,
 ``configurable.thread_id``, the default session of the guarded model.
+
+A thread of LangGraph that is resumed from a checkpoint is the same session, and keeps what it has spent, as long as the
+guards' store knows of it. The default store ends with the process.
 """
 
 from __future__ import annotations

@@ -7,9 +7,9 @@ messages only, and answers from its cache have passed no guard at this call.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from langchain_core.callbacks import AsyncCallbackManagerForChainRun, CallbackManagerForChainRun
@@ -20,7 +20,8 @@ from langchain_core.outputs import ChatGeneration, Generation
 from langchain_core.runnables import AddableDict, Runnable, RunnableBinding, RunnableConfig, RunnableSequence
 from langchain_core.runnables.base import RunnableSerializable
 from langchain_core.runnables.config import patch_config
-from pydantic import ConfigDict
+from langchain_core.tools import BaseTool
+from pydantic import ConfigDict, PrivateAttr
 from typing_extensions import override
 
 from brix_core.call import CallResponse, LogicalCall
@@ -45,10 +46,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What the answer must fit, and the calls that were made for it."""
+    """What the answer must fit.
+
+    Attributes:
+        schema: The schema.
+        calls: Where the calls made for it are put down, if anywhere.
+    """
 
     schema: ResponseSchema
-    calls: list[LogicalCall] = field(default_factory=list)
+    calls: list[LogicalCall] | None = None
 
     @property
     def rejected(self) -> BaseMessage | None:
@@ -60,11 +66,16 @@ class Asked:
 class InstanceReader(BrixOutputParser[Any]):
     """Reads the instance out of a guarded model's message: None where the model asks for other tools.
 
-    Attributes:
+    Args:
+        schema: What the answer must fit.
         previews: Whether a stream gives the value as it grows, or the instance alone.
     """
 
-    previews: bool = True
+    _previews: bool = PrivateAttr()
+
+    def __init__(self, schema: ResponseSchema, *, previews: bool = True) -> None:
+        super().__init__(cast(Any, schema))
+        self._previews = previews
 
     @override
     def parse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
@@ -98,7 +109,7 @@ class InstanceReader(BrixOutputParser[Any]):
         if isinstance(chunk, BaseMessage):
             names |= _names(chunk)
             texts.append(text_of(chunk.content))
-        return answer.has_changed_by(chunk) and self.previews and not self._wants_tools(names)
+        return answer.has_changed_by(chunk) and self._previews and not self._wants_tools(names)
 
     def _last(self, answer: _Growing, names: set[str], texts: Sequence[str]) -> Any:
         if self._wants_tools(names):
@@ -154,7 +165,11 @@ class StructuredModel(_OfAModel, RunnableSequence[LanguageModelInput, T]):
 
     A sequence of two: the model and the reading of its answer. `get_traces`, `context` and `guards` are the model's.
 
-    An answer that never fits raises `BrixSchemaError`. One that asks for other tools, where such are bound, gives None.
+    An answer that never fits raises `BrixSchemaError`. One that asks for other tools, where such are bound, gives None;
+    for an agent, which wants the messages themselves, there is `bind_tools`.
+
+    Streamed, it gives the value as it grows (dicts or lists, not validated), and last the instance; the instance alone
+    with ``stream_mode="validated"``.
 
     Example:
         >>> from langchain_core.language_models.fake_chat_models import FakeListChatModel
@@ -167,9 +182,36 @@ class StructuredModel(_OfAModel, RunnableSequence[LanguageModelInput, T]):
         (City(name='Oslo'), 2)
     """
 
+    _unbound: GuardedChatModel = PrivateAttr()
+
+    def __init__(
+        self, bound: Runnable[LanguageModelInput, AIMessage], reader: InstanceReader, unbound: GuardedChatModel
+    ) -> None:
+        super().__init__(bound, reader)
+        self._unbound = unbound
+
     @property
     def _model(self) -> GuardedChatModel:
         return _model_in(self.first)
+
+    def bind_tools(
+        self, tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool], **kwargs: Any
+    ) -> Runnable[LanguageModelInput, AIMessage]:
+        """The model with tools beside the schema, for an agent; it gives messages, as after any ``bind_tools``.
+
+        Calls of the tools are handed back. An answer without any holds a valid instance, or `BrixSchemaError` is
+        raised. The schema is written into the prompt, since the tools may be what a provider's own way would take.
+
+        Args:
+            tools: See `BaseChatModel.bind_tools`.
+            **kwargs: See `BaseChatModel.bind_tools`.
+        """
+        reader = cast(InstanceReader, self.last)
+        return self._unbound.bind_tools(tools, **kwargs).bind(**{ASKED: Asked(reader.response_schema)})
+
+    def with_structured_output(self, schema: Any, **kwargs: Any) -> Runnable[LanguageModelInput, Any]:
+        """Another schema in the place of this one; see `GuardedChatModel.with_structured_output`."""
+        return self._unbound.with_structured_output(schema, **kwargs)
 
 
 class StructuredModelWithRaw(_OfAModel, RunnableSerializable[LanguageModelInput, dict[str, Any]]):
@@ -217,7 +259,7 @@ class StructuredModelWithRaw(_OfAModel, RunnableSerializable[LanguageModelInput,
     def _ask(
         self, input: LanguageModelInput, run_manager: CallbackManagerForChainRun, config: RunnableConfig, **kwargs: Any
     ) -> dict[str, Any]:
-        asked, below = Asked(self.response_schema), patch_config(config, callbacks=run_manager.get_child())
+        asked, below = Asked(self.response_schema, []), patch_config(config, callbacks=run_manager.get_child())
         raw: BaseMessage | None = None
         try:
             raw = self.bound.invoke(input, below, **{**kwargs, ASKED: asked})
@@ -232,7 +274,7 @@ class StructuredModelWithRaw(_OfAModel, RunnableSerializable[LanguageModelInput,
         config: RunnableConfig,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        asked, below = Asked(self.response_schema), patch_config(config, callbacks=run_manager.get_child())
+        asked, below = Asked(self.response_schema, []), patch_config(config, callbacks=run_manager.get_child())
         raw: BaseMessage | None = None
         try:
             raw = await self.bound.ainvoke(input, below, **{**kwargs, ASKED: asked})
@@ -247,7 +289,7 @@ class StructuredModelWithRaw(_OfAModel, RunnableSerializable[LanguageModelInput,
         config: RunnableConfig,
         **kwargs: Any,
     ) -> Iterator[dict[str, Any]]:
-        asked, below = Asked(self.response_schema), patch_config(config, callbacks=run_manager.get_child())
+        asked, below = Asked(self.response_schema, []), patch_config(config, callbacks=run_manager.get_child())
         chunks: list[Any] = []
         parsed = failure = None
         try:
@@ -266,7 +308,7 @@ class StructuredModelWithRaw(_OfAModel, RunnableSerializable[LanguageModelInput,
         config: RunnableConfig,
         **kwargs: Any,
     ) -> AsyncIterator[dict[str, Any]]:
-        asked, below = Asked(self.response_schema), patch_config(config, callbacks=run_manager.get_child())
+        asked, below = Asked(self.response_schema, []), patch_config(config, callbacks=run_manager.get_child())
         chunks: list[Any] = []
         parsed = failure = None
         source = self.bound.astream(await anext(inputs), below, **{**kwargs, ASKED: asked})

@@ -24,7 +24,7 @@ from brix_llamaindex.llm import GuardedLLM
 with warnings.catch_warnings():
     # What the integration's own imports warn about concerns nobody who watches the demo.
     warnings.simplefilter("ignore")
-    from llama_index.llms.openai_like import OpenAILike  # type: ignore[import-untyped]
+    from llama_index.llms.openai_like import OpenAILike  # type: ignore[import-untyped, unused-ignore]
 
 _SYSTEM: Final = ChatMessage(role="system", content="You answer briefly.")
 _WINDOW: Final = 128_000

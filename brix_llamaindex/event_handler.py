@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
+from types import FrameType
 from typing import Any, Final
 
 from llama_index.core.bridge.pydantic import PrivateAttr
@@ -24,6 +25,8 @@ from llama_index.core.instrumentation.events.llm import (
     LLMCompletionStartEvent,
 )
 from llama_index.core.instrumentation.events.span import SpanDropEvent  # type: ignore[attr-defined]
+from llama_index.core.llms.callbacks import llm_chat_callback
+from llama_index.core.llms.structured_llm import StructuredLLM
 
 from brix_core.call import CallRequest, CallResponse
 from brix_core.clock import Clock
@@ -126,10 +129,13 @@ class BrixEventHandler(BaseEventHandler):
                 call.fail(_error_of(event))
 
     def _begin(self, key: str, event: LLMChatStartEvent | LLMCompletionStartEvent) -> None:
+        if event.model_dict.get("class_name") == StructuredLLM.class_name():
+            return  # it asks another LLM, which tells of the call itself
         completes = isinstance(event, LLMCompletionStartEvent)
         asked = [Prompt(event.prompt)] if isinstance(event, LLMCompletionStartEvent) else event.messages
-        around = self._open.get(_latest.get() or "")
-        if around is not None and around.makes(event, asked):
+        latest = _latest.get() or ""
+        around = self._open.get(latest)
+        if around is not None and around.makes(event, asked) and around.is_running(latest):
             return
         model = _SeenModel(event.model_dict, event.additional_kwargs)
         request = self._pipeline.request(model, asked, event.additional_kwargs)
@@ -160,6 +166,10 @@ _latest: ContextVar[str | None] = ContextVar("brix_llamaindex_latest_call", defa
 """The span of the latest call begun here."""
 
 
+_DECORATORS: Final = llm_chat_callback.__globals__
+"""Names of the module whose functions stand around every method of an LLM."""
+
+
 class _Open:
     """A call under way."""
 
@@ -172,6 +182,7 @@ class _Open:
         self._asked = asked
         self._reader = DeltaReader()
         self._completes = completes
+        self._thread = threading.get_ident()
 
     def makes(self, event: LLMChatStartEvent | LLMCompletionStartEvent, asked: Sequence[Any]) -> bool:
         """Whether a call that begins while this one is under way is how the LLM makes this one.
@@ -180,6 +191,21 @@ class _Open:
         """
         by_completing = isinstance(event, LLMCompletionStartEvent) and not self._completes
         return event.model_dict == self._model_dict and (by_completing or list(asked) == list(self._asked))
+
+    def is_running(self, key: str) -> bool:
+        """Whether what happens now happens within the LLM's method; a stream may be open without being read.
+
+        Args:
+            key: Its span, which LlamaIndex's decorators have at hand.
+        """
+        if threading.get_ident() != self._thread:
+            return True  # a worker of the LLM's own: only these see the same context
+        frame: FrameType | None = sys._getframe()
+        while frame is not None:
+            if frame.f_globals is _DECORATORS and frame.f_locals.get("span_id") == key:
+                return True
+            frame = frame.f_back
+        return False
 
     def chunk(self, response: Any) -> None:
         with suppress(BrixError):  # a limit that nobody keeps here

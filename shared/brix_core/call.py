@@ -16,6 +16,7 @@ from brix_core.usage import Usage
 
 if TYPE_CHECKING:
     from brix_core.conversation import Codec, Conversation
+    from brix_core.looping.steps import Taken
     from brix_core.session import Session
     from brix_core.structured.response_schema import ResponseSchema
 
@@ -107,6 +108,7 @@ class LogicalCall:
         parts: The text streamed so far, bounded by `PARTIAL_CHARACTERS`.
         streamed: True once a chunk has reached the consumer: nothing may be re-issued from then on.
         first_chunk: Monotonic seconds of the first chunk with content.
+        cap_usd: A cap that the session is under beside the budget's own, USD, since the call is made in a guarded run.
     """
 
     run_id: str
@@ -119,6 +121,7 @@ class LogicalCall:
     parts: list[str] = field(default_factory=list)
     streamed: bool = False
     first_chunk: float | None = None
+    cap_usd: float | None = None
 
     def decide(self, guard: str, decision: str, **details: Any) -> None:
         """Note what a guard decided; shows in the trace entry."""
@@ -196,6 +199,7 @@ class CallRequest(NamedTuple):
         deadline: When it must be over.
         hooks: See `ChunkHook`; in order.
         schema: What the answer must fit.
+        taken: The steps of the agent that calls, where its framework tells; else they are read from the prompt.
     """
 
     call: LogicalCall
@@ -208,6 +212,7 @@ class CallRequest(NamedTuple):
     deadline: Deadline | None = None
     hooks: tuple[ChunkHook, ...] = ()
     schema: ResponseSchema | None = None
+    taken: Taken | None = None
 
     def evolve(self, **changes: Any) -> Self:
         """A copy with some fields changed."""

@@ -6,7 +6,7 @@ import asyncio
 import copy
 import pickle
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypedDict
 
 import pytest
 from langchain.agents import create_agent
@@ -14,11 +14,15 @@ from langchain.agents.middleware import ModelFallbackMiddleware, ModelRetryMiddl
 from langchain_core import exceptions
 from langchain_core.language_models.fake import FakeListLLM
 from langchain_core.language_models.fake_chat_models import FakeListChatModel
-from langchain_core.messages import HumanMessage
+from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.runnables import RunnableLambda
+from langchain_core.tools import tool
+from langgraph.graph import END, START, MessagesState, StateGraph
+from langgraph.prebuilt import ToolNode
+from langgraph.types import RetryPolicy
 
-from brix_core import BrixBudgetError, BrixGuardBlockedError, BrixTimeoutError
+from brix_core import BrixBudgetError, BrixGuardBlockedError, BrixLoopError, BrixTimeoutError
 from brix_core.demo import DemoServer, Reply, ServerError
 from brix_core.store import MemoryStore
 from brix_langchain import guard
@@ -166,25 +170,102 @@ class TestAgents:
             create_agent(model, middleware=[retry]).invoke(ASKED)
         assert len(model.get_traces()) == 1
 
-    def test_the_fallback_middleware_asks_its_models_and_is_better_replaced(
-        self, chat: Make, server: DemoServer
-    ) -> None:
-        dear = TARGETS["chat model"]()
-        assert create_agent(dear, middleware=[ModelFallbackMiddleware(SPARE)]).invoke(ASKED)["messages"][1].content
-        # A guarded spare model in the same session is refused as well; and the guard's own fallbacks stop at once.
-        store = MemoryStore()
-        options: Any = {
-            "max_cost_usd": 1e-9,
-            "prices": {MODEL: RATES, "gpt-4o": RATES},
-            "store": store,
-            "session_id": "a",
-        }
-        first, second = guard(chat(), **options), guard(chat(model="gpt-4o"), **options)
+    @pytest.mark.parametrize("way", ["invoke", "ainvoke", "stream", "astream"])
+    def test_the_fallback_middleware_does_not_answer_over_them(self, way: str) -> None:
+        model, spare = TARGETS["chat model"](), guard(FakeListChatModel(responses=["Spare."]), store=MemoryStore())
+        agent = create_agent(model, middleware=[ModelFallbackMiddleware(spare)])
         with pytest.raises(BrixBudgetError):
-            create_agent(first, middleware=[ModelFallbackMiddleware(second)]).invoke(ASKED)
+            WAYS[way](RunnableLambda(lambda _: ASKED) | agent)
+        assert (len(model.get_traces()), len(spare.get_traces())) == (1, 0)
+
+    def test_but_over_a_failure_of_the_provider(self, chat: Make, server: DemoServer) -> None:
+        server.default = ServerError()
+        model = guard(chat(), store=MemoryStore())
+        agent = create_agent(model, middleware=[ModelFallbackMiddleware(SPARE)])
+        assert agent.invoke(ASKED)["messages"][-1].content == "Spare."
+
+    def test_the_fallbacks_of_a_guard_are_guarded(self, chat: Make, server: DemoServer) -> None:
+        server.script(ServerError(), Reply("Second."))
+        prices = {MODEL: RATES, "gpt-4o": RATES}
+        model = guard(chat(), max_cost_usd=1.0, prices=prices, store=MemoryStore(), fallbacks=[chat(model="gpt-4o")])
+        assert create_agent(model).invoke(ASKED)["messages"][-1].content == "Second."
+        assert len(model.get_traces()[0]["attempts"]) == server.stats.requests == 2
+
+
+class Noted(TypedDict):
+    said: str
+
+
+def asking(target: Any, **options: Any) -> Any:
+    """A graph of one node that asks."""
+
+    def node(state: Noted) -> Noted:
+        return {"said": str(target.invoke("Hi"))}
+
+    async def anode(state: Noted) -> Noted:
+        return {"said": str(await target.ainvoke("Hi"))}
+
+    builder = StateGraph(Noted)
+    builder.add_node("ask", RunnableLambda(node, anode), **options)
+    builder.add_edge(START, "ask")
+    return builder.compile()
+
+
+@pytest.mark.parametrize("way", ["invoke", "ainvoke"])
+class TestGraphs:
+    async def run(self, graph: Any, way: str, value: Any) -> Any:
+        return graph.invoke(value) if way == "invoke" else await graph.ainvoke(value)
+
+    @pytest.mark.parametrize("kind", TARGETS)
+    async def test_the_retry_policy_of_a_node_does_not_retry_them(self, kind: str, way: str) -> None:
+        target = TARGETS[kind]()
+        policy = RetryPolicy(max_attempts=3, initial_interval=0.0, jitter=False, retry_on=Exception)
         with pytest.raises(BrixBudgetError):
-            create_agent(guard(chat(), **options, fallbacks=[chat(model="gpt-4o")])).invoke(ASKED)
-        assert server.stats.requests == 0
+            await self.run(asking(target, retry_policy=policy), way, {"said": ""})
+        assert len(target.get_traces()) == 1
+
+    @pytest.mark.parametrize("kind", TARGETS)
+    async def test_a_tool_that_tells_its_errors_does_not_tell_them(self, kind: str, way: str) -> None:
+        target = TARGETS[kind]()
+
+        @tool
+        async def ask(question: str) -> str:
+            """Ask somebody."""
+            return str(await target.ainvoke(question))
+
+        @tool("ask")
+        def ask_blocking(question: str) -> str:
+            """Ask somebody."""
+            return str(target.invoke(question))
+
+        call = AIMessage("", tool_calls=[{"name": "ask", "args": {"question": "Who?"}, "id": "1"}])
+        builder = StateGraph(MessagesState)
+        builder.add_node("tools", ToolNode([ask_blocking if way == "invoke" else ask], handle_tool_errors=True))
+        builder.add_edge(START, "tools")
+        with pytest.raises(BrixBudgetError):
+            await self.run(builder.compile(), way, {"messages": [call]})
+
+    async def test_nor_does_it_tell_of_a_loop(self, way: str) -> None:
+        searched: list[str] = []
+
+        @tool
+        def search(query: str) -> str:
+            """Search."""
+            searched.append(query)
+            return "nothing"
+
+        def again(state: MessagesState) -> Any:
+            return {"messages": [AIMessage("", tool_calls=[{"name": "search", "args": {"query": "x"}, "id": "1"}])]}
+
+        builder = StateGraph(MessagesState)
+        builder.add_node("again", again)
+        builder.add_node("tools", ToolNode([search], handle_tool_errors=True))
+        builder.add_edge(START, "again")
+        builder.add_edge("again", "tools")
+        builder.add_conditional_edges("tools", lambda state: "again" if len(state["messages"]) < 20 else END)
+        with pytest.raises(BrixLoopError):
+            await self.run(guard(builder.compile(), tool_loop_detection=True, store=MemoryStore()), way, ASKED)
+        assert len(searched) == 3
 
 
 class TestTheErrorItself:

@@ -14,6 +14,8 @@ import openai
 import pytest
 from langchain.agents import create_agent
 from langchain.agents.middleware import (
+    ClearToolUsesEdit,
+    ContextEditingMiddleware,
     HumanInTheLoopMiddleware,
     ModelFallbackMiddleware,
     SummarizationMiddleware,
@@ -151,6 +153,104 @@ class TestLoops:
         with pytest.raises(BrixLoopError, match=r"search.* \+ search"):
             await run(create_agent(chat(), [search], middleware=[middleware]), way)
         assert_all_counted(middleware, server, 6)
+
+
+@pytest.mark.parametrize("way", ["invoke", "ainvoke"])
+@pytest.mark.parametrize("first", [True, False])
+class TestShortenedPrompts:
+    """What is taken out of a prompt was done all the same."""
+
+    async def test_a_loop_is_seen_through_summaries(
+        self, way: str, first: bool, chat: Make, server: DemoServer
+    ) -> None:
+        writer = guard(chat(model="gpt-4o"), store=MemoryStore())
+        middleware = guards(on_loop="end", exact_loop_threshold=5)
+        summary = SummarizationMiddleware(writer, trigger=("messages", 5), keep=("messages", 2))
+        order = [middleware, summary] if first else [summary, middleware]
+        agent = create_agent(chat(), [search], middleware=order, checkpointer=InMemorySaver())
+        server.default = SEARCH
+        for run_number in (1, 2):
+            messages = await run(agent.with_config(recursion_limit=60), way, thread="t")
+            assert "5 times" in messages[-1].text
+            assert sum(record.model == MODEL for record in server.requests) == 5 * run_number
+        assert writer.get_traces()
+
+    async def test_nudges_are_counted_through_summaries(
+        self, way: str, first: bool, chat: Make, server: DemoServer
+    ) -> None:
+        writer = guard(chat(model="gpt-4o"), store=MemoryStore())
+        middleware = guards()
+        summary = SummarizationMiddleware(writer, trigger=("messages", 3), keep=("messages", 2))
+        order = [middleware, summary] if first else [summary, middleware]
+        agent = create_agent(chat(), [search], middleware=order).with_config(recursion_limit=60)
+        server.default = SEARCH
+        with pytest.raises(BrixLoopError, match=r"2 times \(diversity_attempts\)"):
+            await run(agent, way)
+        assert sum(record.model == MODEL for record in server.requests) == 5
+
+    async def test_heals_are_counted_through_summaries(
+        self, way: str, first: bool, chat: Make, server: DemoServer
+    ) -> None:
+        writer = guard(chat(model="gpt-4o"), store=MemoryStore())
+        middleware = guards(max_schema_retries=3, tool_loop_detection=False)
+        summary = SummarizationMiddleware(writer, trigger=("messages", 3), keep=("messages", 2))
+        order = [middleware, summary] if first else [summary, middleware]
+        agent = create_agent(chat(), [], response_format=ToolStrategy(Answer), middleware=order)
+        server.default = ToolCalls([("Answer", {"author": 1})])
+        with pytest.raises(BrixSchemaError) as caught:
+            await run(agent.with_config(recursion_limit=60), way)
+        assert len(caught.value.attempts) == 4
+        assert sum(record.model == MODEL for record in server.requests) == 4
+
+    async def test_cleared_results_are_not_taken_for_equal_ones(
+        self, way: str, first: bool, chat: Make, server: DemoServer
+    ) -> None:
+        ticks = []
+
+        @tool
+        def poll() -> str:
+            """See how far it is."""
+            ticks.append(1)
+            return f"{len(ticks)} percent done"
+
+        middleware = guards(on_loop="raise")
+        editing = ContextEditingMiddleware(edits=[ClearToolUsesEdit(trigger=1, keep=0)])
+        order = [middleware, editing] if first else [editing, middleware]
+        server.script(*[ToolCalls([("poll", {})])] * 5, Reply("Done."))
+        assert (await run(create_agent(chat(), [poll], middleware=order), way))[-1].text == "Done."
+        shown = [message["content"] for message in server.requests[-1].body["messages"] if message["role"] == "tool"]
+        assert shown == ["[cleared]"] * 5
+        assert_all_counted(middleware, server, 6)
+
+
+async def test_steps_that_a_caller_brings_along_count(chat: Make, server: DemoServer) -> None:
+    middleware = guards(on_loop="raise")
+    agent = create_agent(chat(), [search], middleware=[middleware])
+    server.script(SEARCH, SEARCH, Reply("Nobody."))
+    talk = (await run(agent))[:-1]
+    server.default = SEARCH
+    with pytest.raises(BrixLoopError):
+        await run(agent, value={"messages": talk})
+    assert_all_counted(middleware, server, 4)
+
+
+async def test_long_results_are_told_apart(chat: Make, server: DemoServer) -> None:
+    pages = []
+
+    @tool
+    def read() -> str:
+        """Read on."""
+        pages.append(1)
+        return "x" * 20_000 + str(len(pages))
+
+    middleware = guards(on_loop="raise")
+    agent = create_agent(chat(), [read], middleware=[middleware], checkpointer=InMemorySaver())
+    server.script(*[ToolCalls([("read", {})])] * 4, Reply("Done."))
+    await run(agent, thread="t")
+    kept = agent.get_state({"configurable": {"thread_id": "t"}}).values["brix_run"]
+    assert len(kept["steps"]) == 4
+    assert len(repr(kept)) < 50_000
+    assert_all_counted(middleware, server, 5)
 
 
 async def test_three_questions_are_no_loop(chat: Make, server: DemoServer) -> None:

@@ -202,10 +202,44 @@ class TestBudget:
         store = MemoryStore()
         model = guard(chat(), **PRICED, store=store)
         chain = guarded(pipe(model), **{**PRICED, "max_cost_usd": 1e-9}, store=store)
-        chain.invoke(INPUT)
-        with pytest.raises(BrixBudgetError, match="of the run"):
-            chain.invoke(INPUT)
-        assert server.stats.requests == 1
+        for call in (lambda: chain.invoke(INPUT), lambda: list(chain.stream(INPUT))):
+            with pytest.raises(BrixBudgetError, match="max_cost_usd=1e-09 of the run") as caught:
+                call()
+            assert caught.value.limit_usd == 1e-9
+        assert server.stats.requests == 0
+        assert model.invoke("Hi")
+
+    @pytest.mark.parametrize("way", ["invoke", "stream"])
+    def test_what_a_guarded_model_may_say_is_lowered_to_the_runs_cap(
+        self, way: str, chat: Make, server: DemoServer
+    ) -> None:
+        server.default = Reply("word " * 1_000)
+        store = MemoryStore()
+        chain = guarded(pipe(guard(chat(), **PRICED, store=store)), **{**PRICED, "max_cost_usd": 1e-4}, store=store)
+        with brix_core.session("ann"):
+            list(chain.stream(INPUT)) if way == "stream" else chain.invoke(INPUT)
+        assert 0 < server.requests[0].body["max_completion_tokens"] < 200
+        assert 0 < store.balance("budget:ann").spent <= 1e-4 * 1e9
+
+    @pytest.mark.parametrize("inside", ["model", "run"])
+    async def test_a_hundred_at_once_keep_the_lower_cap(self, inside: str, chat: Make, server: DemoServer) -> None:
+        store, cap = MemoryStore(), 1e-3
+        server.default = Reply("word " * 100)
+        model = guard(chat(max_tokens=100), **PRICED, store=store)
+        within = pipe(model) if inside == "model" else guarded(pipe(chat(max_tokens=100)), **PRICED, store=store)
+        chain = guarded(RunnablePassthrough() | within, **{**PRICED, "max_cost_usd": cap}, store=store)
+        config: Any = {"configurable": {"session_id": "ann"}}
+        answers = await asyncio.gather(*(chain.ainvoke(INPUT, config) for _ in range(100)), return_exceptions=True)
+        refused = [answer for answer in answers if not isinstance(answer, str)]
+        assert {type(error).__name__ for error in refused} == {"BrixBudgetError"}
+        assert await asyncio.to_thread(server.wait_until_idle)
+        assert server.stats.requests == 100 - len(refused) > 5
+        balance = store.balance("budget:ann")
+        assert balance.reserved == 0
+        assert balance.spent <= cap * 1e9
+        assert balance.spent == pytest.approx(
+            (server.stats.prompt_tokens * RATES[0] + server.stats.completion_tokens * RATES[1]) * 1e9, rel=1e-6
+        )
 
     def test_sessions_have_accounts_of_their_own(self, chat: Make) -> None:
         chain = guarded(pipe(chat()), **PRICED)

@@ -16,16 +16,20 @@ from llama_index.core.llms import LLM
 from llama_index.core.tools import FunctionTool
 
 from brix_core import BrixContextError, BrixLoopError, BrixSchemaError
-from brix_core.demo import DemoServer, EndlessRepetition, Reply, ToolCalls
+from brix_core.demo import DemoServer, EndlessRepetition, Reply, ServerError, ToolCalls
 from brix_llamaindex import guard
-from tests.llamaindex.conftest import MODEL, Make
+from tests.llamaindex.conftest import Make
 from tests.llamaindex.hooks import HOOKS, PLAIN, STREAMED, ask, attempts, outcomes
 from tests.support.schemas import VALID, City
 from tests.support.words_llamaindex import WordEmbedding
 
 CHATS = tuple(hook for hook in HOOKS if "chat" in hook)
 COMPLETIONS = tuple(hook for hook in HOOKS if "complete" in hook)
-PRICES = {MODEL: (1e-6, 2e-6), "small-model": (1e-7, 1e-7)}
+KNOWN = "gpt-4o-mini"
+"""A model whose tokenizer is known: what the guard counts is what the server counts, without a margin."""
+
+SMALL = "gpt-4.1-nano"
+PRICES = {KNOWN: (1e-6, 2e-6), SMALL: (1e-7, 1e-7)}
 
 LOOP = {"exact_loop_detection": True}
 ROUND_AGAIN = "You are going round in circles"
@@ -216,7 +220,7 @@ def long_talk(turns: int = 20) -> list[ChatMessage]:
 async def test_a_long_conversation_is_trimmed_to_what_fits(
     openai_like: Make, server: DemoServer, hook: str, strategy: Any
 ) -> None:
-    llm = guard(openai_like(), **LIMIT, context_strategy=strategy)
+    llm = guard(openai_like(model=KNOWN), **LIMIT, context_strategy=strategy)
     messages = long_talk()
     await say(llm, hook, messages)
     (record,) = server.requests
@@ -232,25 +236,47 @@ async def test_a_long_conversation_is_trimmed_to_what_fits(
 
 
 @every_chat
-@pytest.mark.parametrize("writer", [None, "small-model", "llm"])
+@pytest.mark.parametrize("writer", [None, "name", "llm"])
 async def test_what_is_left_out_is_summarised_by_a_counted_request(
     openai_like: Make, server: DemoServer, hook: str, writer: str | None
 ) -> None:
-    model = openai_like(model="small-model") if writer == "llm" else writer
-    options: dict[str, Any] = {} if model is None else {"context_summary_model": model}
-    llm = guard(openai_like(), **LIMIT, context_strategy="summarize", max_cost_usd=1.0, prices=PRICES, **options)
-    server.script(Reply("They spoke of facts."), Reply("Well."))
-    assert await say(llm, hook, long_talk()) == "Well."
+    written_by = {
+        None: {},
+        "name": {"context_summary_model": SMALL},
+        "llm": {"context_summary_model": openai_like(model=SMALL)},
+    }
+    llm = guard(
+        openai_like(model=KNOWN),
+        max_context_tokens=1_000,
+        context_reserve_tokens=100,
+        context_strategy="summarize",
+        max_cost_usd=1.0,
+        prices=PRICES,
+        **written_by[writer],
+    )
+    server.script(Reply("They spoke of facts."), Reply("Well."), Reply("Still."))
+    assert await say(llm, hook, long_talk(26)) == "Well."
     told, asked = server.requests
-    assert (told.body["model"], asked.body["model"]) == (MODEL if writer is None else "small-model", MODEL)
-    assert told.body.get("stream") in (None, False)
+    assert (told.model, asked.model) == (KNOWN if writer is None else SMALL, KNOWN)
+    assert not told.stream
+    assert "fact 0" in texts(server, 0)
     assert "They spoke of facts." in texts(server)
-    assert asked.prompt_tokens <= 300
-    cost = sum(
-        record.prompt_tokens * PRICES[record.body["model"]][0] + record.completion_tokens * PRICES[record.body["model"]][1]
-        for record in server.requests
-    )  # fmt: skip
+    assert max(told.prompt_tokens, asked.prompt_tokens) <= 900
+    assert await say(llm, hook, long_talk(26)) == "Still.", "the summary is remembered"
+    assert "They spoke of facts." in texts(server)
+    costs = [(record.prompt_tokens, record.completion_tokens, PRICES[record.model]) for record in server.requests]
+    cost = sum(prompt * rates[0] + completion * rates[1] for prompt, completion, rates in costs)
     assert llm.brix.context.session_cost_usd == pytest.approx(cost)
+    assert attempts(llm) == server.stats.requests == 3
+
+
+@every_chat
+async def test_a_summary_that_fails_costs_nothing_but_itself(openai_like: Make, server: DemoServer, hook: str) -> None:
+    llm = guard(openai_like(model=KNOWN), **LIMIT, context_strategy="summarize")
+    server.script(ServerError(500), Reply("Well."))
+    assert await say(llm, hook, long_talk()) == "Well."
+    assert decided(llm, "context") == ["summary_failed", "trimmed"]
+    assert 150 < server.requests[1].prompt_tokens <= 300
     assert attempts(llm) == server.stats.requests == 2
 
 
@@ -258,7 +284,7 @@ async def test_what_is_left_out_is_summarised_by_a_counted_request(
 async def test_a_prompt_is_one_text_and_refused_when_it_does_not_fit(
     openai_like: Make, server: DemoServer, hook: str
 ) -> None:
-    llm = guard(openai_like(), **LIMIT)
+    llm = guard(openai_like(model=KNOWN), **LIMIT)
     with pytest.raises(BrixContextError) as caught:
         await ask(llm, hook, "and so on " * 400)
     assert (caught.value.limit, caught.value.tokens > 1_000) == (300, True)
@@ -271,7 +297,7 @@ async def test_a_prompt_is_one_text_and_refused_when_it_does_not_fit(
 async def test_the_middle_of_a_prompt_can_be_cut(
     openai_like: Make, server: DemoServer, hook: str, is_chat_model: bool
 ) -> None:
-    bare = openai_like(is_chat_model=is_chat_model, is_function_calling_model=is_chat_model, max_tokens=50)
+    bare = openai_like(model=KNOWN, is_chat_model=is_chat_model, is_function_calling_model=is_chat_model, max_tokens=50)
     llm = guard(bare, **LIMIT, context_overflow="truncate")
     await ask(llm, hook, f"First. {'and so on ' * 400} Last.")
     (record,) = server.requests
@@ -290,13 +316,13 @@ async def test_images_count_and_go_with_their_message(openai_like: Make, server:
     )
     seen = ChatMessage(role="user", blocks=[TextBlock(text="What is this?"), ImageBlock(image=pixel, detail="low")])
     answer = ChatMessage("A pixel.", role=MessageRole.ASSISTANT)
-    small = guard(openai_like(), max_context_tokens=100, context_reserve_tokens=50)
+    small = guard(openai_like(model=KNOWN), max_context_tokens=100, context_reserve_tokens=50)
     await say(small, hook, [seen, answer, ChatMessage("And now?")])
     assert "image_url" not in texts(server)
     assert [message["content"] for message in server.requests[0].body["messages"]] == ["And now?"]
     with pytest.raises(BrixContextError):
         await say(small, hook, [seen])
-    large = guard(openai_like(), max_context_tokens=5_000)
+    large = guard(openai_like(model=KNOWN), max_context_tokens=5_000)
     await say(large, hook, [seen])
     assert "image_url" in texts(server)
     assert attempts(small) + attempts(large) == server.stats.requests == 2
@@ -304,10 +330,11 @@ async def test_images_count_and_go_with_their_message(openai_like: Make, server:
 
 @every_chat
 async def test_tools_count_and_calls_stay_with_their_results(openai_like: Make, server: DemoServer, hook: str) -> None:
-    llm = guard(openai_like(), **LIMIT)
+    llm = guard(openai_like(model=KNOWN), **LIMIT)
     tools = [FunctionTool.from_defaults(lookup).metadata.to_openai_tool()]
-    await say(llm, hook, [*steps(12), ChatMessage("Well?")], tools=tools)
+    await say(llm, hook, steps(12), tools=tools)
     (record,) = server.requests
+    assert record.body["messages"][0]["content"] == "What is known about Oslo?"
     assert 150 < record.prompt_tokens <= 300
     called: set[str] = set()
     for message in record.body["messages"]:
@@ -323,7 +350,7 @@ async def test_tools_count_and_calls_stay_with_their_results(openai_like: Make, 
 
 async def test_a_chat_engine_goes_on_however_long_it_talks(openai_like: Make, server: DemoServer) -> None:
     server.default = Reply("I see. " * 10)
-    llm = guard(openai_like(), **LIMIT)
+    llm = guard(openai_like(model=KNOWN), **LIMIT)
     engine = SimpleChatEngine.from_defaults(llm=llm)
     for number in range(6):
         engine.chat(f"fact {number} " + "and so on " * 12)
@@ -337,7 +364,7 @@ async def test_a_chat_engine_goes_on_however_long_it_talks(openai_like: Make, se
 def test_a_query_engine_whose_sources_do_not_fit_cuts_them(openai_like: Make, server: DemoServer) -> None:
     documents = [Document(text=f"Oslo {number}. " + "and so on " * 200) for number in range(2)]
     index = VectorStoreIndex.from_documents(documents, embed_model=WordEmbedding())
-    llm = guard(openai_like(), **LIMIT, context_overflow="truncate")
+    llm = guard(openai_like(model=KNOWN), **LIMIT, context_overflow="truncate")
     index.as_query_engine(llm=llm).query("What about Oslo?")
     assert max(record.prompt_tokens for record in server.requests) <= 300
     assert "tokens cut" in texts(server)
@@ -349,7 +376,7 @@ def test_a_query_engine_whose_sources_do_not_fit_cuts_them(openai_like: Make, se
 
 @pytest.mark.parametrize("hook", [hook for hook in PLAIN if "chat" in hook])
 async def test_a_heal_fits_too(openai_like: Make, server: DemoServer, hook: str) -> None:
-    llm = guard(openai_like(), **LIMIT, response_schema=City, max_schema_retries=1)
+    llm = guard(openai_like(model=KNOWN), **LIMIT, response_schema=City, max_schema_retries=1)
     server.script(Reply("No."), Reply(VALID))
     assert City.model_validate_json(await say(llm, hook, long_talk())) == City.model_validate_json(VALID)
     first, healed = server.requests

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -205,6 +206,38 @@ async def test_calls_side_by_side_are_told_apart(openai_like: Make, watching: Br
     await asyncio.gather(talk("ann", 2), talk("bob", 3))
     assert (len(watching.get_traces("ann")), len(watching.get_traces("bob"))) == (2, 3)
     assert len({trace["prompt_hash"] for trace in watching.get_traces()}) == 5
+
+
+def test_calls_in_threads_are_told_apart(openai_like: Make, server: DemoServer, watching: BrixEventHandler) -> None:
+    llm = openai_like()
+
+    def talk(number: int) -> None:
+        with brix_core.session(f"user-{number % 3}"):
+            llm.complete("the same prompt")
+            list(llm.stream_complete("the same prompt"))
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(talk, range(12)))
+    assert [len(watching.get_traces(f"user-{number}")) for number in range(3)] == [8, 8, 8]
+    assert server.stats.requests == len(watching.get_traces()) == 24
+
+
+@pytest.mark.parametrize("hook", STREAMED)
+async def test_streams_of_one_prompt_that_are_open_together_are_calls_of_their_own(
+    openai_like: Make, server: DemoServer, hook: str, watching: BrixEventHandler
+) -> None:
+    server.default = Reply("one two three four five")
+    for llm in (openai_like(), MockLLM()):
+        before = len(watching.get_traces())
+        first, second = parts(llm, hook), parts(llm, hook)
+        await anext(first)
+        await anext(second)
+        async for _ in second:
+            pass
+        await first.aclose()
+        gc.collect()
+        assert [trace["outcome"] for trace in watching.get_traces()[: -before or None]] == ["abandoned", "ok"]
+    assert server.stats.requests == 2
 
 
 def test_a_model_without_a_price_costs_nothing_known(watching: BrixEventHandler) -> None:

@@ -212,12 +212,28 @@ def _echo(prompt: Prompt) -> Answer:
     if prompt.response_schema is not None:
         return Answer(text=_to_json(example(prompt.response_schema, question)))
     if prompt.json_mode:
+        told = next((schema for turn in prompt.turns if (schema := _schema_in(turn.text)) is not None), None)
+        if told is not None:
+            return Answer(text=_to_json(example(told, question)))
         keys = [word for turn in prompt.turns for word in quoted_words(turn.text) if word.isidentifier()]
         return Answer(text=_to_json({key: f"sample {key}" for key in keys or ["answer"]}))
     last = prompt.turns[-1] if prompt.turns else Turn("user", "")
     if last.role == "tool":
         return Answer(text=f'The tool answered: "{_quote(last.text)}"')
     return Answer(text=f'I heard: "{_quote(question or last.text)}"')
+
+
+def _schema_in(text: str) -> dict[str, Any] | None:
+    """A JSON Schema that stands on a line of its own: who is told one heeds it."""
+    for line in text.splitlines():
+        if line.startswith('{"') and '"properties"' in line:
+            try:
+                found = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(found.get("properties"), dict):
+                return dict(found)
+    return None
 
 
 def _arguments(tool: Tool, question: str) -> Any:

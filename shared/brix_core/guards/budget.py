@@ -139,7 +139,7 @@ class BudgetGuard:
         most = plan.worst_case(plan.cap)
         least = plan.worst_case(min(plan.cap, MIN_OUTPUT_TOKENS)) if self.config.budget_clamp_output else most
         grant: Grant = yield StoreOp(
-            self._store.reserve, (_account(request), least, most, self._enforced), self._store.blocking
+            self._store.reserve, (_account(request), least, most, self._limit_of(request)), self._store.blocking
         )
         if not grant.granted:
             raise self._refusal(request, grant, least)
@@ -159,6 +159,13 @@ class BudgetGuard:
         finally:
             left = len(request.call.attempts) > sent
             self._settle(request, grant, charge if left else 0, left)
+
+    def _limit_of(self, request: CallRequest) -> int | None:
+        """What is enforced, in nano-dollars: the lower cap, where there is another around this one."""
+        around = request.call.cap_usd
+        if around is None:
+            return self._enforced
+        return to_nano(around) if self._enforced is None else min(self._enforced, to_nano(around))
 
     def _unmetered(self, request: CallRequest, proceed: Proceed) -> Flow:
         """A call that costs nothing, whatever happens."""
@@ -265,11 +272,14 @@ class BudgetGuard:
     def _refusal(self, request: CallRequest, grant: Grant, needed: int) -> BrixBudgetError:
         money = grant.balance
         held = f" and ${usd(money.reserved):.6f} held by calls in flight" if money.reserved else ""
+        own = math.inf if self._enforced is None else self.config.max_cost_usd
+        around = math.inf if request.call.cap_usd is None else request.call.cap_usd
+        limit, whose = (own, "") if own < around else (around, " of the run it is in")
         return BrixBudgetError(
             f"session {request.session.session_id} has ${usd(money.spent):.6f} spent{held} of "
-            f"max_cost_usd={self.config.max_cost_usd:g}; this call to {request.model} may cost "
+            f"max_cost_usd={limit:g}{whose}; this call to {request.model} may cost "
             f"${usd(needed):.6f}. Raise max_cost_usd, shorten the prompt, lower max_tokens, or begin a new session",
-            limit_usd=self.config.max_cost_usd,
+            limit_usd=limit,
             spent_usd=usd(money.spent),
             reserved_usd=usd(money.reserved),
             needed_usd=usd(needed),

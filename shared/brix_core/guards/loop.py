@@ -3,8 +3,9 @@
 What a loop is stands in `brix_core.looping.loops`. The guard looks in three places:
 
 - before a call, at the steps an agent has taken since the user last spoke. They are read from the prompt, so agents
-  need not tell it anything. With ``on_loop="raise"`` nothing is sent; otherwise the prompt goes out with a turn that
-  says what recurs and asks for another way;
+  need not tell it anything; where prompts are shortened on their way, they may (`CallRequest.taken`). With
+  ``on_loop="raise"`` nothing is sent; otherwise the prompt goes out with a turn that says what recurs and asks for
+  another way;
 - after a call, at the answers this very prompt has had in the session. Where one recurs, it is asked for again with
   such a turn; an answer that was streamed cannot be taken back, so the next call of the prompt carries the turn;
 - within an answer, at text that degenerates into repetition. A stream is cut off.
@@ -162,7 +163,7 @@ class LoopGuard:
         turns = request.conversation.turns()
 
         loop = yield from self._loop_of_steps(request, turns)
-        conversation = hash(tuple(turns[:2])) if loop is not None or state.injected else 0
+        conversation = _conversation(request, turns) if loop is not None or state.injected else 0
         if loop is not None:
             injections = state.injected.get(conversation, 0)
             response = yield from self._ask_otherwise(request, proceed, loop, injections)
@@ -208,7 +209,8 @@ class LoopGuard:
         """The loop the conversation shows."""
         if not self.config.tool_loop_detection:
             return None
-        taken = steps(turns, self.config.reach)
+        reach = self.config.reach
+        taken = steps(turns, reach) if request.taken is None else request.taken.steps[-reach:]
         if len(taken) < 2:
             return None
         loop = tool_loop(taken, **self._find)
@@ -278,6 +280,11 @@ class LoopGuard:
             what=loop.what,
             partial=request.call.partial_text,
         )
+
+
+def _conversation(request: CallRequest, turns: Sequence[Turn]) -> int:
+    """What tells conversations of a session apart, however long they grow."""
+    return hash(tuple(turns[:2]) if request.taken is None else request.taken.run)
 
 
 def _loop_of_text(repetition: Repetition) -> Loop:

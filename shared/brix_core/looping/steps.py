@@ -15,7 +15,7 @@ Example:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 import orjson
@@ -43,9 +43,28 @@ class Step(NamedTuple):
     names: tuple[str, ...]
     results: tuple[str, ...]
 
+    @classmethod
+    def of(cls, parts: Iterable[tuple[str, str, str]]) -> Step:
+        """The step of these calls: name, arguments and result of each."""
+        parts = tuple(parts)
+        names = tuple(sorted(name for name, _, _ in parts))
+        return cls(parts, names, tuple(sorted(result for _, _, result in parts)))
+
     def key(self) -> tuple[tuple[str, str, str], ...]:
         """Equal for the same batch of calls with the same results, in whatever order and notation."""
         return tuple(sorted((name, canonical(arguments), result) for name, arguments, result in self.parts))
+
+
+class Taken(NamedTuple):
+    """What an agent has done in a run, as its framework tells: a prompt that was shortened may show less of it.
+
+    Attributes:
+        run: Names the run.
+        steps: The latest steps, oldest first.
+    """
+
+    run: str
+    steps: tuple[Step, ...]
 
 
 def steps(turns: Sequence[Turn], limit: int) -> list[Step]:
@@ -113,8 +132,7 @@ def _step(turn: Turn, latest_first: Sequence[ToolResult]) -> Step | None:
         text = latest_first[0].text if len(latest_first) == 1 else "\n".join(r.text for r in reversed(latest_first))
         return _single(calls[0].name, calls[0].arguments, text)
     results = _in_order(calls, latest_first)
-    parts = tuple((call.name, call.arguments, result) for call, result in zip(calls, results, strict=True))
-    return Step(parts, tuple(sorted(call.name for call in calls)), tuple(sorted(results)))
+    return Step.of((call.name, call.arguments, result) for call, result in zip(calls, results, strict=True))
 
 
 def _single(name: str, arguments: str, result: str) -> Step:
@@ -169,4 +187,4 @@ def _leaves(value: Any) -> Iterator[str]:
         yield str(value)
 
 
-__all__ = ["Step", "canonical", "steps", "values"]
+__all__ = ["Step", "Taken", "canonical", "steps", "values"]
