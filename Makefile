@@ -17,7 +17,7 @@ SEMANTIC_READY := $(SEMANTIC)/.installed
 SEMANTIC_PINS := -c constraints.txt -c constraints-semantic.txt
 
 PACKAGES := shared/brix_core brix_langchain brix_llamaindex
-SOURCES := $(PACKAGES) $(wildcard tests benchmarks)
+SOURCES := $(PACKAGES) $(wildcard tests benchmarks notebooks)
 # 0 runs in one process: the suite lives on a virtual clock, and two workers would import both
 # frameworks twice. `make test WORKERS=2` splits it.
 WORKERS ?= 0

@@ -13,6 +13,8 @@ from brix_langchain.guarding import guard
 from brix_langchain.output_parser import BrixOutputParser
 from brix_langchain.rate_limiter import BrixRateLimiter
 from brix_langchain.retrieval import GuardedRetriever, LangChainRetrievalProvider
+from brix_langchain.runnable import GuardedRunnable
+from brix_langchain.string_llm import GuardedLLM
 
 if TYPE_CHECKING:
     from brix_langchain.agent_executor import guard_agent_executor
@@ -36,6 +38,11 @@ def __getattr__(name: str) -> Any:
     return getattr(module, name)
 
 
+def __dir__() -> list[str]:
+    """The names that are there, loaded or not."""
+    return sorted({*globals(), *__all__})
+
+
 __all__ = [
     "BrixCache",
     "BrixCallbackHandler",
@@ -43,7 +50,9 @@ __all__ = [
     "BrixOutputParser",
     "BrixRateLimiter",
     "GuardedChatModel",
+    "GuardedLLM",
     "GuardedRetriever",
+    "GuardedRunnable",
     "LangChainRetrievalProvider",
     "guard",
     "guard_agent_executor",

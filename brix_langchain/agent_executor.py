@@ -6,11 +6,8 @@ Needs the extra ``langchain`` (``pip install "brix-guards[langchain]"``).
 from __future__ import annotations
 
 import dataclasses
-import json
-import weakref
-from collections import deque
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, aclosing, nullcontext
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, aclosing, contextmanager, nullcontext
 from functools import cache
 from typing import Any, Final, Literal, cast
 
@@ -19,33 +16,36 @@ from langchain_core.agents import AgentAction, AgentFinish, AgentStep
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.language_models import BaseChatModel, BaseLanguageModel
 from langchain_core.runnables import (
+    Runnable,
     RunnableBinding,
     RunnableConfig,
+    RunnableLambda,
     RunnableParallel,
     RunnableSequence,
-    run_in_executor,
 )
 from langchain_core.runnables.config import merge_configs
 from pydantic import PrivateAttr
 from typing_extensions import override
 
 from brix_core import checks
-from brix_core.embedding import as_embedder
-from brix_core.errors import BrixConfigurationError, BrixGuardBlockedError, BrixLoopError, BrixTimeoutError
-from brix_core.guards.loop import LoopConfig, _diversity_text, _told
-from brix_core.looping.likeness import Likeness, comparable, loop_by_meaning, of_step, recurs
-from brix_core.looping.loops import Loop, tool_loop
-from brix_core.looping.steps import Step
+from brix_core.errors import BrixConfigurationError, BrixGuardBlockedError, BrixTimeoutError
+from brix_core.guards.loop import LoopConfig
 from brix_core.options import parse
 from brix_core.session import session
-from brix_core.turns import written
 from brix_langchain.binding import rebind
 from brix_langchain.callbacks import BrixCallbackHandler
 from brix_langchain.chat_model import GuardedChatModel
+from brix_langchain.executor_loops import Batch, LoopWatch
 from brix_langchain.guarding import guard
+from brix_langchain.refusals import RefusalsAreFinal
 from brix_langchain.sessions import session_of
 
 _LOOP_OPTIONS: Final = frozenset(field.name for field in dataclasses.fields(LoopConfig))
+_OF_ANSWERS: Final = {
+    "exact_loop_detection": "Steps of the agent are watched anyway (tool_loop_detection)",
+    "response_schema": "Read the output with BrixOutputParser",
+}
+"""Options about single answers of a model, which mean nothing to an agent; and what to do instead."""
 
 
 def guard_agent_executor(
@@ -67,8 +67,9 @@ def guard_agent_executor(
             raises it at once. Either way the agent's model is not asked again.
         **options: See `brix_core.GuardOptions`. Those of the loop guard are about the agent's steps
             (``tool_loop_detection`` is on unless False is given); all others guard the agent's model, as
-            `brix_langchain.guard` does, or where it cannot be reached, as `BrixCallbackHandler` does. Fallbacks get the
-            agent's tools as they are bound, in the words of its own model's provider.
+            `brix_langchain.guard` does. Where it cannot be reached, or is not the only one in the agent's chain, they
+            guard by callbacks, as `BrixCallbackHandler` does. Models that tools or a memory call are not the agent's.
+            Fallbacks get the agent's tools as they are bound, in the words of its own model's provider.
 
     Returns:
         An executor of the same class.
@@ -95,25 +96,32 @@ def guard_agent_executor(
     if not isinstance(executor, AgentExecutor):
         raise BrixConfigurationError(f"guard_agent_executor() takes an AgentExecutor, got {type(executor).__name__}")
     checks.one_of("on_loop", on_loop, ("nudge", "inject_diversity", "raise"))
+    for name, instead in _OF_ANSWERS.items():
+        if options.get(name):
+            raise BrixConfigurationError(
+                f"{name} is about single answers of a model, and has no meaning for an agent executor. {instead}"
+            )
     loops = {"tool_loop_detection": True} | {name: options[name] for name in options.keys() & _LOOP_OPTIONS}
     calls = {name: value for name, value in options.items() if name not in _LOOP_OPTIONS and value is not None}
     if loops["tool_loop_detection"]:
         loops["on_loop"] = "raise" if on_loop == "raise" else "inject_diversity"
+    elif on_loop != "nudge":
+        raise BrixConfigurationError(f"on_loop={on_loop!r} has no effect with tool_loop_detection=False")
     config: LoopConfig | None = parse(loops).configs.get("loop")
 
     fields = {**executor.__dict__, "name": executor.get_name()}  # by which events are told apart
     model = _guarded_model(fields, calls) if calls else None
     kind = _guarded_class(type(executor))
     guarded = kind.model_construct(_fields_set=set(executor.model_fields_set), **fields)
-    guarded._loops = None if config is None or not config.tool_loop_detection else _LoopWatch(config)
+    guarded._loops = None if config is None or not config.tool_loop_detection else LoopWatch(config)
     guarded._model = model
     return guarded
 
 
-class GuardedAgentExecutor(AgentExecutor):
+class GuardedAgentExecutor(RefusalsAreFinal, AgentExecutor):
     """An agent executor behind guards. Made by `guard_agent_executor`."""
 
-    _loops: _LoopWatch | None = PrivateAttr(default=None)
+    _loops: LoopWatch | None = PrivateAttr(default=None)
     _model: GuardedChatModel | BrixCallbackHandler | None = PrivateAttr(default=None)
 
     def get_traces(self, session_id: str | None = None) -> list[dict[str, Any]]:
@@ -143,7 +151,7 @@ class GuardedAgentExecutor(AgentExecutor):
         intermediate_steps: list[tuple[AgentAction, str]],
         run_manager: Any = None,
     ) -> Iterator[AgentFinish | AgentAction | AgentStep]:
-        batch = _Batch()
+        batch = Batch()
         for item in super()._iter_next_step(
             name_to_tool_map, color_mapping, inputs, intermediate_steps, run_manager
         ):  # fmt: skip
@@ -160,7 +168,7 @@ class GuardedAgentExecutor(AgentExecutor):
         intermediate_steps: list[tuple[AgentAction, str]],
         run_manager: Any = None,
     ) -> AsyncIterator[AgentFinish | AgentAction | AgentStep]:
-        batch = _Batch()
+        batch = Batch()
         try:
             async for item in super()._aiter_next_step(
                 name_to_tool_map, color_mapping, inputs, intermediate_steps, run_manager
@@ -180,11 +188,8 @@ class GuardedAgentExecutor(AgentExecutor):
 
     @override
     async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> dict[str, Any]:
-        with _in_session(session_of(config)):
-            try:
-                return await super().ainvoke(input, self._told(config), **kwargs)
-            except _OutOfTimeError as out_of_time:
-                raise out_of_time.error from out_of_time.error.__cause__
+        with _in_session(session_of(config)), _timeouts_as_they_were():
+            return await super().ainvoke(input, self._told(config), **kwargs)
 
     @override
     def stream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Iterator[Any]:
@@ -202,11 +207,8 @@ class GuardedAgentExecutor(AgentExecutor):
         name = session_of(config)
         async with aclosing(cast(Any, super().astream(input, self._told(config), **kwargs))) as steps:
             while True:
-                with _in_session(name):
-                    try:
-                        item = await anext(steps, None)
-                    except _OutOfTimeError as out_of_time:
-                        raise out_of_time.error from out_of_time.error.__cause__
+                with _in_session(name), _timeouts_as_they_were():
+                    item = await anext(steps, None)
                 if item is None:
                     return
                 yield item
@@ -214,7 +216,22 @@ class GuardedAgentExecutor(AgentExecutor):
     @override
     def iter(self, inputs: Any, callbacks: Any = None, **kwargs: Any) -> AgentExecutorIterator:
         told = self._told({"callbacks": callbacks}) or {}
-        return super().iter(inputs, told.get("callbacks"), **kwargs)
+        kwargs.pop("async_", None)  # LangChain ignores it
+        return _Steps(self, inputs, told.get("callbacks"), tags=self.tags, **kwargs)
+
+
+class _Steps(AgentExecutorIterator):
+    """The steps of a run, one by one."""
+
+    @override
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        async with aclosing(cast(Any, super().__aiter__())) as steps:
+            while True:
+                with _timeouts_as_they_were():
+                    step = await anext(steps, None)
+                if step is None:
+                    return
+                yield step
 
 
 class _OutOfTimeError(BrixGuardBlockedError):
@@ -227,100 +244,12 @@ class _OutOfTimeError(BrixGuardBlockedError):
         self.error = error
 
 
-class _Batch:
-    """The tool calls that the agent asked for at once, and what came of them."""
-
-    def __init__(self) -> None:
-        self._asked = 0
-        self.done: list[AgentStep] = []
-
-    def is_complete_with(self, item: AgentFinish | AgentAction | AgentStep) -> bool:
-        """Take note of what the executor gives; whether it was the result of the last call."""
-        if isinstance(item, AgentAction):
-            self._asked += 1
-        elif isinstance(item, AgentStep):
-            self.done.append(item)
-            return len(self.done) >= self._asked  # an answer that could not be parsed was never announced
-        return False
-
-    def as_step(self) -> Step:
-        """The whole batch, as it is compared."""
-        parts = [(one.action.tool, _arguments(one.action.tool_input), written(one.observation)) for one in self.done]
-        names = tuple(sorted(name for name, _, _ in parts))
-        return Step(tuple(parts), names, tuple(sorted(result for _, _, result in parts)))
-
-
-class _Run:
-    """What is remembered of a run."""
-
-    def __init__(self, reach: int) -> None:
-        self.steps: deque[Step] = deque(maxlen=reach)
-        self.nudges = 0
-
-
-class _LoopWatch:
-    """Finds loops in the steps of each run.
-
-    Args:
-        config: Options of the loop guard.
-    """
-
-    def __init__(self, config: LoopConfig) -> None:
-        self._config = config
-        self._find = {"threshold": config.exact_loop_threshold, "max_cycle": config.max_cycle_length}
-        semantic = config.semantic_loop_detection
-        self._likeness = Likeness(as_embedder(config.embedder), config.semantic_loop_threshold) if semantic else None
-        self._runs: weakref.WeakKeyDictionary[Any, _Run] = weakref.WeakKeyDictionary()
-
-    def judged(self, run_manager: Any, batch: _Batch) -> AgentStep:
-        """The last result of a batch, with the nudge when it closes a loop.
-
-        Raises:
-            BrixLoopError: The agent is not to be asked again.
-        """
-        run = self._run(run_manager)
-        run.steps.append(batch.as_step())
-        return self._answered(run, batch, self._loop(list(run.steps)))
-
-    async def ajudged(self, run_manager: Any, batch: _Batch) -> AgentStep:
-        """As `judged`; texts are compared by meaning off the event loop."""
-        if self._likeness is None:
-            return self.judged(run_manager, batch)
-        run = self._run(run_manager)
-        run.steps.append(batch.as_step())
-        return self._answered(run, batch, await run_in_executor(None, self._loop, list(run.steps)))
-
-    def _run(self, run_manager: Any) -> _Run:
-        fresh = _Run(self._config.reach)
-        return fresh if run_manager is None else self._runs.setdefault(run_manager, fresh)
-
-    def _loop(self, steps: Sequence[Step]) -> Loop | None:
-        loop = tool_loop(steps, **self._find)
-        if self._likeness is not None and (loop is None or not loop.closed):
-            happened = [of_step(step) for step in steps]
-            if recurs(happened):
-                loop = loop_by_meaning(happened, self._likeness.among(comparable(happened)), **self._find) or loop
-        return loop if loop is not None and loop.closed else None
-
-    def _answered(self, run: _Run, batch: _Batch, loop: Loop | None) -> AgentStep:
-        last = batch.done[-1]
-        if loop is None:
-            run.nudges = 0
-            return last
-        config = self._config
-        if config.on_loop == "raise" or run.nudges >= config.diversity_attempts:
-            vain = f"; asking for another way {run.nudges} times (diversity_attempts) was in vain" if run.nudges else ""
-            raise BrixLoopError(
-                f"{_told(loop)} (exact_loop_threshold={config.exact_loop_threshold}){vain}. Change the prompt or the "
-                "tools, end the run, or raise the limit",
-                kind=loop.kind,
-                repeats=loop.repeats,
-                cycle_length=loop.cycle_length,
-                what=loop.what,
-            )
-        run.nudges += 1
-        text = config.loop_diversity_prompt or _diversity_text(loop)
-        return AgentStep(action=last.action, observation=f"{written(last.observation)}\n\n{text}")
+@contextmanager
+def _timeouts_as_they_were() -> Iterator[None]:
+    try:
+        yield
+    except _OutOfTimeError as out_of_time:
+        raise out_of_time.error from out_of_time.error.__cause__
 
 
 @cache
@@ -334,11 +263,13 @@ def _guarded_model(fields: dict[str, Any], options: Mapping[str, Any]) -> Guarde
     """Guard the agent's model, in the executor's fields; where it cannot be reached, by callbacks."""
     agent = fields["agent"]
     runnable: Any = getattr(agent, "runnable", None)
-    models = list(_models_in(runnable))
-    if len(models) != 1 or not isinstance(models[0], BaseChatModel):
+    models = {id(model): model for model in _models_in(runnable)}
+    bare = (model for model in _models_anywhere(runnable, set()) if not isinstance(model, GuardedChatModel))
+    model = next(iter(models.values()), None)
+    if not isinstance(model, BaseChatModel) or len(models) > 1 or any(id(other) not in models for other in bare):
         return BrixCallbackHandler(**options)
-    guarded: Any = guard(models[0], **options)
-    fields["agent"] = agent.model_copy(update={"runnable": rebind(runnable, models[0], guarded)})
+    guarded: Any = guard(model, **options)
+    fields["agent"] = agent.model_copy(update={"runnable": rebind(runnable, model, guarded)})
     return cast(GuardedChatModel, guarded)
 
 
@@ -356,8 +287,23 @@ def _models_in(runnable: Any) -> Iterator[BaseLanguageModel[Any]]:
             yield from _models_in(step)
 
 
-def _arguments(tool_input: str | dict[str, Any]) -> str:
-    return tool_input if isinstance(tool_input, str) else json.dumps(tool_input, default=str)
+def _models_anywhere(value: Any, seen: set[int]) -> Iterator[BaseLanguageModel[Any]]:
+    """The models of a chain, those too that `rebind` does not reach: in fallbacks, branches, functions, parsers."""
+    if isinstance(value, BaseLanguageModel):
+        yield value
+        return
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    inside: Iterable[Any] = ()
+    if isinstance(value, Runnable):
+        inside = [*vars(value).values(), *(value.deps if isinstance(value, RunnableLambda) else ())]
+    elif isinstance(value, Mapping):
+        inside = value.values()
+    elif isinstance(value, list | tuple):
+        inside = value
+    for part in inside:
+        yield from _models_anywhere(part, seen)
 
 
 def _in_session(name: str | None) -> AbstractContextManager[Any]:

@@ -13,12 +13,16 @@ from langchain_core.outputs import ChatGeneration, Generation
 from typing_extensions import override
 
 from brix_core.cache import MISSING, Cache, InMemoryCache
+from brix_core.errors import BrixConfigurationError
 from brix_langchain.partial_answers import _is_partial
 
 log = logging.getLogger(__name__)
 
 _OF_A_RUN: Final = "lc_run-"
 """How the message ids begin that LangChain makes from the id of the run."""
+
+_CALLED: Final = ("get", "set", "clear", "get_stats")
+"""What is asked of a cache of the core."""
 
 
 class BrixCache(BaseCache):
@@ -36,6 +40,9 @@ class BrixCache(BaseCache):
         cache: Where the answers are: up to 1000, for an hour, in memory, by default. It should have no other use,
             since `clear` empties it.
 
+    Raises:
+        BrixConfigurationError: `cache` is none.
+
     Example:
         >>> from langchain_core.language_models.fake_chat_models import FakeListChatModel
         >>> cache = BrixCache(InMemoryCache(max_size=100, default_ttl=60))
@@ -47,6 +54,11 @@ class BrixCache(BaseCache):
     """
 
     def __init__(self, cache: Cache | None = None) -> None:
+        fits = not isinstance(cache, type) and all(callable(getattr(cache, name, None)) for name in _CALLED)
+        if cache is not None and not fits:
+            raise BrixConfigurationError(
+                f"cache must be a cache of the core, such as brix_core.InMemoryCache(max_size=1000), got {cache!r:.200}"
+            )
         self._cache: Cache = InMemoryCache() if cache is None else cache
 
     def get_stats(self) -> dict[str, Any]:

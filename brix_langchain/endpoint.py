@@ -21,6 +21,7 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 from langchain_core.rate_limiters import BaseRateLimiter
 
 from brix_core.call import CallRequest, CallResponse
+from brix_core.drivers.attempts import is_collected
 from brix_core.endpoints.sdk import patience
 from brix_core.model_limits import max_output_tokens
 from brix_core.turns import text_of
@@ -276,13 +277,13 @@ class ChatModelEndpoint:
     def _arguments(self, request: CallRequest) -> dict[str, Any]:
         """Keyword arguments of the model's hooks."""
         arguments = dict(self._merge(request.params))
-        if not self._takes_run_manager or (request.limits.keep_partial and not request.stream):
+        if not self._takes_run_manager or (is_collected(request) and not request.stream):
             # An answer that is streamed under the hood is no stream to whoever listens.
             arguments.pop("run_manager", None)
         if request.output_cap is not None:
             named = next((name for name in _CAPS if arguments.get(name) is not None), self._cap_name)
             arguments[named] = request.output_cap
-        if self._takes_timeout and arguments.get("timeout") is None and (wait := patience(request.limits)) is not None:
+        if self._takes_timeout and arguments.get("timeout") is None and (wait := patience(request)) is not None:
             # A worker thread left behind ends soon. Never longer than the model's own timeout.
             own = getattr(self.inner, "request_timeout", None) or getattr(self.inner, "default_request_timeout", None)
             arguments["timeout"] = min(wait, own) if isinstance(own, int | float) else wait

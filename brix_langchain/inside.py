@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NoReturn
+from functools import partial
+from typing import Any, Final, NoReturn
 from uuid import UUID
 
 from langchain_core.callbacks import BaseCallbackHandler
@@ -23,6 +24,14 @@ from brix_langchain.refusals import final_in_graph
 from brix_langchain.sessions import session_of
 
 log = logging.getLogger(__name__)
+
+_EVENTS: Final = (
+    *(f"on_{what}_{event}" for what in ("llm", "chain", "tool", "retriever") for event in ("start", "end", "error")),
+    "on_chat_model_start",
+    "on_llm_new_token",
+    "on_stream_event",
+)
+"""What LangChain tells handlers of, and ours want to know."""
 
 
 class Description(dict[str, Any]):
@@ -52,11 +61,9 @@ def surrounding_cap(store: Store, handlers: Iterable[Any] = (), own: Inside | No
         own: The callbacks whose own cap the call is under anyway.
     """
     around: Any = (var_child_runnable_config.get() or {}).get("callbacks") or ()
-    keepers = {
-        one.keeper
-        for one in (*handlers, *getattr(around, "handlers", around))
-        if isinstance(one, Inside | Watch) and one.keeper is not own
-    }
+    known = [one for one in (*handlers, *getattr(around, "handlers", around)) if isinstance(one, Together)]
+    members = [one for together in known for one in together.members]
+    keepers = {one.keeper for one in members if isinstance(one, Inside | Watch) and one.keeper is not own}
     return min((one.cap for one in keepers if one.cap is not None and one.store is store), default=None)
 
 
@@ -197,7 +204,10 @@ class Watch(BaseCallbackHandler):
 
 
 class Gate(BaseCallbackHandler):
-    """Lets nothing further begin in a run that was given up, and goes on in a worker thread.
+    """Lets nothing further begin in a run that was given up and goes on all the same, and no stream go on in it.
+
+    After a time limit a worker thread goes on. A stream that its consumer has closed goes on as well: LangChain's
+    parsers read the rest of it, for their callbacks.
 
     Args:
         attempt: The attempt at the run.
@@ -210,18 +220,59 @@ class Gate(BaseCallbackHandler):
         self._attempt = attempt
 
     def on_chat_model_start(self, *args: Any, **kwargs: Any) -> None:
-        """Refuse it when the run is over."""
-        if self._attempt.outcome is not None:
+        """Refuse it when the run was given up."""
+        if self._attempt.outcome not in (None, "ok"):
             _refuse(
                 BrixGuardBlockedError(
-                    f"the run of {self._attempt.endpoint} was given up ({self._attempt.outcome}); nothing further "
-                    "begins in it",
+                    f"the run of {self._attempt.endpoint} is over ({self._attempt.outcome}); nothing further begins "
+                    "in it",
                     guard="timeout",
                 ),
                 **kwargs,
             )
 
     on_llm_start = on_tool_start = on_retriever_start = on_chat_model_start
+
+    def on_llm_new_token(self, *args: Any, **kwargs: Any) -> None:
+        """Stop the stream when the run was given up, as closing it does: whoever reads on is not told of an error."""
+        if self._attempt.outcome not in (None, "ok"):
+            raise GeneratorExit
+
+    on_stream_event = on_llm_new_token
+
+
+class Together(BaseCallbackHandler):
+    """Handlers of guarded runs as one, for LangChain forgets to await the others when one of several refuses.
+
+    Args:
+        members: Told of everything, in this order.
+    """
+
+    raise_error = True
+    run_inline = True
+
+    def __init__(self, members: Iterable[BaseCallbackHandler]) -> None:
+        self.members = tuple(dict.fromkeys(members))
+        for event in _EVENTS:
+            told = [getattr(member, event) for member in self.members if hasattr(member, event)]
+            setattr(self, event, partial(_tell, told))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Together:
+        """Itself: what its members count is one."""
+        return self
+
+    def beneath(self, own: Iterable[BaseCallbackHandler]) -> list[BaseCallbackHandler]:
+        """What takes its place in a run inside this one, which has handlers of its own."""
+        inner = [one for one in own if isinstance(one, Inside)]
+        return [
+            one.beneath(inner[0]) if isinstance(one, Inside) and inner and one is not inner[0] else one
+            for one in self.members
+        ]
+
+
+def _tell(handlers: Iterable[Callable[..., Any]], *args: Any, **kwargs: Any) -> None:
+    for handler in handlers:
+        handler(*args, **kwargs)
 
 
 def _final(tell: Callable[..., None], *args: Any, **kwargs: Any) -> None:
@@ -246,4 +297,4 @@ def _refuse(
     raise error
 
 
-__all__ = ["Description", "Gate", "Inside", "Watch", "charges", "described", "surrounding_cap"]
+__all__ = ["Description", "Gate", "Inside", "Together", "Watch", "charges", "described", "surrounding_cap"]

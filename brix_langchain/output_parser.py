@@ -16,7 +16,7 @@ from pydantic import ConfigDict, Field, PrivateAttr
 from typing_extensions import override
 
 from brix_core import checks
-from brix_core.errors import BrixSchemaError, SchemaAttempt
+from brix_core.errors import BrixConfigurationError, BrixSchemaError, SchemaAttempt
 from brix_core.guards.schema import MAX_ECHO, MAX_PROBLEMS
 from brix_core.structured.partial_json import PartialJSON
 from brix_core.structured.response_schema import ResponseSchema, SchemaMismatch
@@ -74,6 +74,8 @@ class BrixOutputParser(BaseTransformOutputParser[T], Generic[T]):
     def __init__(self, schema: Any, *, llm: Any = None, max_schema_retries: int = 2) -> None:
         compiled = ResponseSchema.of(schema)
         checks.whole("max_schema_retries", max_schema_retries, 0)
+        if llm is not None:
+            _check_llm(llm)
         super().__init__(response_schema=schema, llm=llm, max_schema_retries=max_schema_retries)  # type: ignore[call-arg]
         self._schema = compiled
 
@@ -103,6 +105,9 @@ class BrixOutputParser(BaseTransformOutputParser[T], Generic[T]):
             llm: Who is asked. Pass a guarded model, and heals are paid for, paced and timed like all its calls.
             max_schema_retries: How often; that of this parser when left out.
 
+        Raises:
+            BrixConfigurationError: `llm` is no model, or a value is out of range.
+
         Example:
             >>> from langchain_core.language_models.fake_chat_models import FakeListChatModel
             >>> parser = BrixOutputParser({"title": "City", "type": "object", "required": ["name"],
@@ -112,6 +117,7 @@ class BrixOutputParser(BaseTransformOutputParser[T], Generic[T]):
         """
         retries = self.max_schema_retries if max_schema_retries is None else max_schema_retries
         checks.whole("max_schema_retries", retries, 0)
+        _check_llm(llm)
         return self.model_copy(update={"llm": llm, "max_schema_retries": retries})
 
     # One answer
@@ -146,13 +152,13 @@ class BrixOutputParser(BaseTransformOutputParser[T], Generic[T]):
         Raises:
             OutputParserException: As `parse`.
         """
-        text = self._text_of(result[0])
+        text = self._text_of(result[0]) if result else ""
         return self._schema.partial(text) if partial else self._read_or_heal(text, [])
 
     @override
     async def aparse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
         """As `parse_result`."""
-        text = self._text_of(result[0])
+        text = self._text_of(result[0]) if result else ""
         return self._schema.partial(text) if partial else await self._aread_or_heal(text, [])
 
     # A stream
@@ -177,18 +183,22 @@ class BrixOutputParser(BaseTransformOutputParser[T], Generic[T]):
         found, failed = self._read(text, ())
         while failed is not None:
             asked = self._healing(failed, prompt)
-            found, failed = self._read(self._text_of(self.llm.invoke(asked)), failed.attempts)
+            found, failed = self._read(self._healed(self.llm.invoke(asked)), failed.attempts)
         return found
 
     async def _aread_or_heal(self, text: str, prompt: Sequence[BaseMessage]) -> Any:
         found, failed = self._read(text, ())
         while failed is not None:
             asked = self._healing(failed, prompt)
-            found, failed = self._read(self._text_of(await self.llm.ainvoke(asked)), failed.attempts)
+            found, failed = self._read(self._healed(await self.llm.ainvoke(asked)), failed.attempts)
         return found
 
     def _read(self, text: str, earlier: tuple[SchemaAttempt, ...]) -> tuple[Any, _Failed | None]:
         """The instance, or why there is none and how the answers went so far."""
+        if not isinstance(text, str):
+            raise TypeError(
+                f"BrixOutputParser reads text, messages and generations, got {type(text).__name__}: {text!r:.200}"
+            )
         try:
             return self._schema.read(text), None
         except SchemaMismatch as mismatch:
@@ -220,6 +230,14 @@ class BrixOutputParser(BaseTransformOutputParser[T], Generic[T]):
         error = OutputParserException(message, observation=feedback, llm_output=attempts[-1].text, send_to_llm=True)
         error.__cause__ = BrixSchemaError(message, attempts=attempts, schema_name=name)
         return error
+
+    def _healed(self, answer: Any) -> str:
+        if not isinstance(answer, BaseMessage | str):
+            raise BrixConfigurationError(
+                f"with_llm() takes a model that answers with messages or text; this gave a {type(answer).__name__}. "
+                "Pass the model itself, without with_structured_output or response_schema"
+            )
+        return self._text_of(answer)
 
     def _text_of(self, answer: Generation | BaseMessage | str) -> str:
         """Where the instance should be: the arguments of a tool call, or the text."""
@@ -282,6 +300,13 @@ class _Growing:
             ("".join(name for name, _ in parts), "".join(args for _, args in parts)) for parts in self._calls.values()
         ]
         return _answer_text(calls, "".join(self._texts), self._name)
+
+
+def _check_llm(llm: Any) -> None:
+    if not isinstance(llm, Runnable):
+        raise BrixConfigurationError(
+            f"llm must be a model, such as guard(ChatOpenAI(...)), or another Runnable of messages, got {llm!r:.200}"
+        )
 
 
 def _answer_text(calls: Sequence[tuple[str, str]], text: str, name: str) -> str:

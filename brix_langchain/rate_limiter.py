@@ -14,6 +14,7 @@ from brix_core.clock import Clock, SystemClock
 from brix_core.drivers import arun, run
 from brix_core.errors import BrixConfigurationError
 from brix_core.flow import Effect
+from brix_core.options import parse
 from brix_core.pacing import Lines, burst_of, one_request
 from brix_core.store import Store, default_store
 from brix_langchain.run_guards import session_now
@@ -67,13 +68,16 @@ class BrixRateLimiter(BaseRateLimiter):
             )
         self._per_minute = checks.positive("requests_per_minute", requests_per_minute)
         if burst_capacity is not None:
-            checks.whole("burst_capacity", burst_capacity, 1)
+            checks.at_least("burst_capacity", checks.whole("burst_capacity", burst_capacity, 1), 1)
         checks.one_of("scope", scope, ("shared", "session"))
+        if name is not None and not isinstance(name, str):
+            raise BrixConfigurationError(f"name must be a str that limiters of one rate have in common, got {name!r}")
+        where = parse({"store": store, "clock": clock})
         self._burst = burst_of(self._per_minute, burst_capacity)
         self._by_session = scope == "session"
         self._key = f"limiter:{str(uuid4()) if name is None else name!r}"
-        self._clock: Clock = SystemClock() if clock is None else clock
-        self._lines = Lines(default_store() if store is None else store, self._clock)
+        self._clock: Clock = where.clock or SystemClock()
+        self._lines = Lines(default_store() if where.store is None else where.store, self._clock)
 
     @override
     def acquire(self, *, blocking: bool = True) -> bool:

@@ -18,7 +18,7 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import set_config_context, var_child_runnable_config
 
 from brix_core.call import CallRequest, CallResponse
-from brix_langchain.inside import Gate, Inside
+from brix_langchain.inside import Gate, Inside, Together
 from brix_langchain.opaque import TEXTS, TextCodec, chunk_text, written
 
 if TYPE_CHECKING:
@@ -167,10 +167,11 @@ class RunnableEndpoint:
     def _begin(self, request: CallRequest) -> tuple[Run, RunnableConfig]:
         """The run, and the configuration of this attempt at it."""
         run: Run = request.params[RUN]
-        handlers = list(run.handlers)
-        if request.limits.call is not None or request.limits.first_token is not None or request.limits.idle is not None:
+        handlers: list[BaseCallbackHandler] = []
+        limits = request.limits
+        if request.stream or limits.call is not None or limits.first_token is not None or limits.idle is not None:
             handlers.append(Gate(request.call.attempts[-1]))
-        config = configured(run.config, request.session.session_id, handlers)
+        config = configured(run.config, request.session.session_id, [*handlers, *run.handlers])
         if len(request.call.attempts) > 1:
             config.pop("run_id", None)
         return run, config
@@ -195,25 +196,19 @@ def configured(
     around = var_child_runnable_config.get() or {}
     filled: Any = {key: value for one in (around, config or {}) for key, value in one.items() if value is not None}
     callbacks = filled.get("callbacks")
+    known = callbacks.handlers if isinstance(callbacks, BaseCallbackManager) else callbacks or ()
+    outer = [one for one in known if isinstance(one, Together)]
+    ours = Together([*(member for one in outer for member in one.beneath(handlers)), *handlers])
     if isinstance(callbacks, BaseCallbackManager):
         callbacks = callbacks.copy()
-        for outer in [one for one in callbacks.handlers if isinstance(one, Inside)]:
-            callbacks.remove_handler(outer)
-            callbacks.add_handler(_outer(outer, handlers), inherit=True)
-        for handler in handlers:
-            callbacks.add_handler(handler, inherit=True)
+        for one in outer:
+            callbacks.remove_handler(one)
+        if ours.members:
+            callbacks.add_handler(ours, inherit=True)
     else:
-        callbacks = [*(_outer(one, handlers) for one in callbacks or ()), *handlers]
+        callbacks = [*(one for one in known if one not in outer), *((ours,) if ours.members else ())]
     configurable = {**(filled.get("configurable") or {}), "session_id": session_id}
     return cast(RunnableConfig, {**filled, "callbacks": callbacks, "configurable": configurable})
-
-
-def _outer(handler: BaseCallbackHandler, handlers: Sequence[BaseCallbackHandler]) -> BaseCallbackHandler:
-    """A handler of the surrounding run, for one inside with handlers of its own."""
-    for own in handlers:
-        if isinstance(handler, Inside) and handler is not own:
-            handler = handler.beneath(own)
-    return handler
 
 
 def _answer(output: Any) -> str:

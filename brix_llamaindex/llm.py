@@ -97,8 +97,19 @@ class GuardedLLM(ParsedStreams, StructuredPrediction):
 
     @property
     def brix(self) -> Guards:
-        """Its guards."""
-        return cast(Guards, getattr(self, STATE))
+        """Its guards.
+
+        Raises:
+            BrixConfigurationError: It has none, because it was made by its class (`from_dict`, for example).
+        """
+        guards = (self.__pydantic_private__ or {}).get(STATE)
+        if guards is None:
+            cls = type(self).__name__
+            raise BrixConfigurationError(
+                f"this {cls} was not made by guard(), so it has no guards; load or make a "
+                f"{cls.removeprefix('Guarded')} and give that to guard()"
+            )
+        return cast(Guards, guards)
 
     def get_traces(self, session_id: str | None = None) -> list[dict[str, Any]]:
         """Trace entries of all calls, newest first.

@@ -16,7 +16,7 @@ from llama_index.core.prompts import BasePromptTemplate
 from llama_index.core.types import TokenAsyncGen, TokenGen
 
 from brix_core.structured.response_schema import ResponseSchema
-from brix_llamaindex.guards import STATE, Guards
+from brix_llamaindex.guards import Guards
 from brix_llamaindex.messages import Prompt
 from brix_llamaindex.output_parser import BrixOutputParser
 
@@ -58,7 +58,7 @@ class ParsedStreams(_LLM):
 
     @property
     def _brix_guards(self) -> Guards:
-        return cast(Guards, getattr(self, STATE))
+        return cast(Guards, cast(Any, self).brix)
 
     def _brix_schema(self, prompt: BasePromptTemplate) -> ResponseSchema | None:
         """That of the parsers, when all there are are ours."""

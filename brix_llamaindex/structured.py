@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from llama_index.core.llms import LLM
 from llama_index.core.output_parsers.pydantic import PydanticOutputParser
 from llama_index.core.program.utils import FlexibleModel
-from llama_index.core.prompts import PromptTemplate
+from llama_index.core.prompts import BasePromptTemplate, PromptTemplate
 from llama_index.core.types import Model
 
 from brix_core.call import CallRequest
@@ -67,9 +67,9 @@ class StructuredPrediction(_LLM):
         Raises:
             BrixSchemaError: No answer held one, heals included.
         """
-        guards, predict = self._for_program("structured_predict", output_cls)
+        guards, predict = self._for_program("structured_predict", output_cls, prompt)
         try:
-            result = predict(output_cls, prompt, llm_kwargs=dict(llm_kwargs or {}), **prompt_args)
+            result = predict(llm_kwargs=dict(llm_kwargs or {}), **prompt_args)
         except (TypeError, ValueError):
             if not guards.is_parsed:
                 raise
@@ -84,9 +84,9 @@ class StructuredPrediction(_LLM):
         **prompt_args: Any,
     ) -> Model:
         """As `structured_predict`, on the event loop."""
-        guards, predict = self._for_program("astructured_predict", output_cls)
+        guards, predict = self._for_program("astructured_predict", output_cls, prompt)
         try:
-            result = await predict(output_cls, prompt, llm_kwargs=dict(llm_kwargs or {}), **prompt_args)
+            result = await predict(llm_kwargs=dict(llm_kwargs or {}), **prompt_args)
         except (TypeError, ValueError):
             if not guards.is_parsed:
                 raise
@@ -101,8 +101,8 @@ class StructuredPrediction(_LLM):
         **prompt_args: Any,
     ) -> Generator[Model | FlexibleModel, None, None]:
         """Objects as they grow, not validated, and last the valid instance. Otherwise as `structured_predict`."""
-        guards, predict = self._for_program("stream_structured_predict", output_cls)
-        return guards.objects(predict(output_cls, prompt, llm_kwargs=dict(llm_kwargs or {}), **prompt_args))
+        guards, predict = self._for_program("stream_structured_predict", output_cls, prompt)
+        return guards.objects(predict(llm_kwargs=dict(llm_kwargs or {}), **prompt_args))
 
     async def astream_structured_predict(
         self,
@@ -112,17 +112,21 @@ class StructuredPrediction(_LLM):
         **prompt_args: Any,
     ) -> AsyncGenerator[Model | FlexibleModel, None]:
         """As `stream_structured_predict`, on the event loop."""
-        guards, predict = self._for_program("astream_structured_predict", output_cls)
-        return guards.aobjects(await predict(output_cls, prompt, llm_kwargs=dict(llm_kwargs or {}), **prompt_args))
+        guards, predict = self._for_program("astream_structured_predict", output_cls, prompt)
+        return guards.aobjects(await predict(llm_kwargs=dict(llm_kwargs or {}), **prompt_args))
 
-    def _for_program(self, name: str, output_cls: type[Model]) -> tuple[_ProgramGuards, Any]:
-        """Guards that know the schema, and the LLM's own method on a twin behind them."""
+    def _for_program(self, name: str, output_cls: type[Model], prompt: PromptTemplate) -> tuple[_ProgramGuards, Any]:
+        """Guards that know the schema, and the LLM's own method on a twin behind them, asked for an instance.
+
+        The prompt is copied, because LlamaIndex's program for texts leaves its parser in it.
+        """
         twin: LLM = face(self, type(self))
-        guards = _ProgramGuards(getattr(self, STATE), output_cls)
+        guards = _ProgramGuards(cast(Any, self).brix, output_cls)
         object.__setattr__(twin, "__pydantic_private__", {**(self.__pydantic_private__ or {}), STATE: guards})
-        if _PAST_HOOKS.isdisjoint(class_names(self)):
-            return guards, getattr(super(StructuredPrediction, twin), name)
-        return guards, partial(getattr(LLM, name), twin)
+        past = not _PAST_HOOKS.isdisjoint(class_names(self))
+        method = partial(getattr(LLM, name), twin) if past else getattr(super(StructuredPrediction, twin), name)
+        own = prompt.model_copy() if isinstance(prompt, BasePromptTemplate) else prompt
+        return guards, partial(method, output_cls, own)
 
 
 class _ProgramGuards(Guards):

@@ -194,6 +194,8 @@ class CallRequest(NamedTuple):
         endpoint: Where it will go.
         params: The provider's own parameters (tools, response_format, stop, ...), passed on untouched.
         stream: Whether the consumer wants chunks.
+        collect: Whether an answer that the consumer gets as a whole is read as a stream, where the model has one: what
+            watches streams sees it, and ends it early.
         output_cap: Output tokens the guards allow; None leaves the caller's own cap alone.
         limits: Time limits of the attempt.
         deadline: When it must be over.
@@ -213,6 +215,7 @@ class CallRequest(NamedTuple):
     hooks: tuple[ChunkHook, ...] = ()
     schema: ResponseSchema | None = None
     taken: Taken | None = None
+    collect: bool = False
 
     def evolve(self, **changes: Any) -> Self:
         """A copy with some fields changed."""

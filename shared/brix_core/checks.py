@@ -52,10 +52,10 @@ def fraction(name: str, value: Any, *, zero: bool = False) -> float:
     return float(value)
 
 
-def whole(name: str, value: Any, least: int) -> int:
-    """An int >= `least`."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        _refuse(name, f"an int >= {least}", value)
+def whole(name: str, value: Any, least: int, most: int | None = None) -> int:
+    """An int >= `least`, and <= `most`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least or (most is not None and value > most):
+        _refuse(name, f"an int >= {least}" + ("" if most is None else f" and <= {most}"), value)
     return value
 
 

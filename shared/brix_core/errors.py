@@ -82,9 +82,13 @@ class BrixGuardError(BrixError):
     Args:
         message: See `BrixError`.
         guard: Name of the guard, for example ``"budget"``.
+
+    Attributes:
+        schema_attempts: Answers that did not fit the response schema, when the call was about to mend that.
     """
 
     guard: str = ""
+    schema_attempts: tuple[SchemaAttempt, ...] = ()
 
     def __init__(self, message: str = "", *, guard: str | None = None) -> None:
         super().__init__(message)
@@ -281,7 +285,7 @@ class BrixLoopError(BrixGuardBlockedError):
         repeats: How often it has come up.
         cycle_length: How many steps or answers recur in turn; 1 when it is always the same.
         what: What recurs, in short.
-        partial: Text delivered before a stream was cut off.
+        partial: Text delivered before a stream was cut off, or else of the answer that closed the loop.
     """
 
     guard = "loop"

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypedDict
@@ -111,7 +112,7 @@ class OtherOptions(TypedDict, total=False):
 
 
 class GuardOptions(OtherOptions, total=False):
-    """The options; see the guards' config classes for what each means."""
+    """The options of all guards."""
 
     response_schema: Any
 
@@ -212,6 +213,26 @@ def _canonical(options: Mapping[str, Any]) -> dict[str, Any]:
             raise BrixConfigurationError(f"{own} is given twice ({older} is an older name for it); give it once")
         given[own] = value
     return given
+
+
+_OTHERS: Final = """\
+    fallbacks: Models (or clients) to go to, in order, when one fails.
+    circuit_breaker: Leave a provider alone for a while that keeps failing; activates the guard.
+    session_id: The session of calls made in none; a new UUID4 when left out.
+    store: Where budgets, rates and breakers are kept; shared in the process by default.
+    clock: The time, for tests."""
+
+
+def _explanations() -> str:
+    """What each option means, in the words of the guards' configs."""
+    parts = ["The options of all guards."]
+    for guard, config in _CONFIGS.items():
+        explained = (inspect.getdoc(config) or "").partition("Attributes:\n")[2]
+        parts.append(f"{guard}:\n{explained.rstrip()}")
+    return "\n\n".join([*parts, f"wiring:\n{_OTHERS}"]) + "\n"
+
+
+GuardOptions.__doc__ = _explanations()
 
 
 _SWITCHED: Final = ("circuit_breaker", "loop")

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from langgraph.errors import GraphInterrupt
 
-from brix_core import BrixBudgetError, BrixRetryError, BrixSchemaError, BrixTimeoutError
+from brix_core import BrixBudgetError, BrixContextError, BrixRetryError, BrixSchemaError, BrixTimeoutError
 from brix_core.call import CallRequest
 from brix_core.clock import SystemClock
+from brix_core.guards.schema import MIN_ECHO
 from brix_core.usage import Usage
 from tests.support.errors import status_error
 from tests.support.fake import pipeline
@@ -29,8 +30,9 @@ PRICES = {"prices": {"fake": (1e-6, 1e-6)}}
 def test_heals_are_paid_for_and_one_that_cannot_be_paid_is_not_sent(mode: Mode) -> None:
     pipe, model = setup(BAD, VALID, max_cost_usd=0.001, **PRICES)
     model.usage = Usage(input_tokens=200, output_tokens=750)
-    with pytest.raises(BrixBudgetError):
+    with pytest.raises(BrixBudgetError) as caught:
         ask(mode, pipe, model, max_tokens=750)
+    assert [attempt.text for attempt in caught.value.schema_attempts] == [BAD]
     assert len(model.asked) == 1
     [healing] = decisions(pipe, "healing")
     assert healing["problems"] == ["$.people: Field required"]
@@ -51,8 +53,9 @@ def test_heals_are_retried_and_their_failures_come_out_as_they_are(mode: Mode) -
     assert ask(mode, pipe, model).instance == OSLO
     assert len(trace_of(pipe)["attempts"]) == 3
     pipe, model = setup(BAD, status_error(500), max_retries=1)
-    with pytest.raises(BrixRetryError):
+    with pytest.raises(BrixRetryError) as given_up:
         ask(mode, pipe, model)
+    assert [attempt.problems for attempt in given_up.value.schema_attempts] == [(("$.people", "Field required"),)]
     fatal = status_error(400)
     pipe, model = setup(BAD, fatal)
     with pytest.raises(type(fatal)) as caught:
@@ -148,3 +151,21 @@ def test_other_time_limits_of_a_heal_come_out_as_they_are() -> None:
     with pytest.raises(BrixTimeoutError, match="per_call_timeout"):
         ask(Mode("async"), pipe, model)
     assert len(model.asked) == 2
+
+
+@every_mode
+def test_a_heal_that_would_not_fit_shows_less_of_the_wrong_answer(mode: Mode) -> None:
+    pipe, model = setup("lorem ipsum dolor sit amet " * 400, VALID, max_context_tokens=1_000)
+    assert ask(mode, pipe, model).instance == OSLO
+    assert len(model.asked) == 2
+    shown = model.prompts()[1][-2][1]
+    assert len(shown) <= MIN_ECHO + 10
+    assert shown.startswith("lorem ipsum")
+
+
+@every_mode
+def test_a_heal_that_never_fits_is_refused_with_what_there_was(mode: Mode) -> None:
+    pipe, model = setup("lorem ipsum dolor sit amet " * 400, VALID, max_context_tokens=670)
+    with pytest.raises(BrixContextError) as caught:
+        ask(mode, pipe, model)
+    assert len(model.asked) == len(caught.value.schema_attempts) == 1

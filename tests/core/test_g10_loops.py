@@ -22,7 +22,7 @@ from brix_core.guards import loop as loop_module
 from brix_core.guards.loop import LoopConfig, LoopGuard
 from brix_core.looping.loops import find
 from brix_core.looping.repetition import KEPT, RepetitionWatch, repetition_in
-from brix_core.looping.steps import steps
+from brix_core.looping.steps import canonical, steps
 from brix_core.turns import Turn, read_turn
 from tests.support.fake import Driver, FakeEndpoint, pipeline
 from tests.support.modes import MODES, Mode, both_drivers, both_streams, every_mode
@@ -155,7 +155,7 @@ def test_raise_means_at_once(mode: Mode) -> None:
     *before, error = mode.each(made, [{}] * 3)
     assert before == ["one", "one"]
     assert isinstance(error, BrixLoopError)
-    assert error.partial == ("one" if mode.streamed else "")
+    assert error.partial == "one"
     assert "exact_loop_threshold=3" in str(error)
     assert made.injected == [False, False, False]
     assert made.decisions()[-1] == ["stopped"]
@@ -711,13 +711,25 @@ class FailingLater:
         return LexicalEmbedder().embed(texts)
 
 
-def test_an_embedder_that_cannot_be_used_is_found_before_anything_is_sent() -> None:
+def test_an_embedder_whose_model_cannot_be_had_is_found_before_anything_is_sent() -> None:
+    def missing(texts: Sequence[str]) -> Any:
+        raise BrixConfigurationError("there is no such model")
+
     clock = VirtualClock()
     endpoint = FakeEndpoint(clock)
-    driver = Driver(pipeline(clock, semantic_loop_detection=True, embedder=FailingLater(0)), endpoint)
-    with pytest.raises(BrixGuardError, match="service is down"):
+    driver = Driver(pipeline(clock, semantic_loop_detection=True, embedder=missing), endpoint)
+    with pytest.raises(BrixConfigurationError, match="no such model"):
         driver.call()
     assert endpoint.sent == []
+
+
+def test_an_embedder_that_is_down_refuses_no_call_and_is_tried_again() -> None:
+    clock = VirtualClock()
+    driver = Driver(pipeline(clock, semantic_loop_detection=True, embedder=FailingLater(0)), FakeEndpoint(clock))
+    for _ in range(2):
+        driver.call()
+    noted = [trace["decisions"][0]["decision"] for trace in driver.pipe.traces.get_traces()]
+    assert noted == ["embedder_failed", "embedder_failed"]
 
 
 def test_an_embedder_that_fails_later_loses_no_answer() -> None:
@@ -728,3 +740,17 @@ def test_an_embedder_that_fails_later_loses_no_answer() -> None:
         assert driver.call() == f"I could not find it, sorry{'.' * number}"
     decisions = driver.pipe.traces.get_traces()[0]["decisions"]
     assert [decision["decision"] for decision in decisions] == ["embedder_failed"]
+
+
+def test_numbers_that_no_float_tells_apart_are_different_calls() -> None:
+    for amount in (20 * 10**18 + 1, 20 * 10**18 + 2, 20 * 10**18 + 3):
+        assert canonical(f'{{"wei": {amount}}}') == f'{{"wei":{amount}}}'
+    assert canonical('{"b": 1.0000000000000000001, "a": 2}') != canonical('{"b": 1.0000000000000000002, "a": 2}')
+
+
+@pytest.mark.parametrize(
+    ("option", "most"), [("loop_window", 10_000), ("exact_loop_threshold", 1_000), ("max_cycle_length", 100)]
+)
+def test_no_limit_is_beyond_what_can_be_looked_back_on(option: str, most: int) -> None:
+    with pytest.raises(BrixConfigurationError, match=f"{option} must be an int >= . and <= {most}, got"):
+        LoopConfig(**{option: 10**30})

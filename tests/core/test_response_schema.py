@@ -287,3 +287,54 @@ def test_a_mismatch_survives_pickling() -> None:
 
 def test_a_growing_answer_is_shown_before_it_is_valid() -> None:
     assert ResponseSchema.of(City).partial('```json\n{"name": "Os') == {"name": "Os"}
+
+
+class Open(BaseModel):
+    model_config = ConfigDict(extra="allow")
+    note: str | None = None
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        Open,
+        {"type": "object", "properties": {"a": {}}, "additionalProperties": {"type": "string"}},
+        {"type": "object", "properties": {"a": {}}, "patternProperties": {"^c": {"type": "string"}}},
+        {"type": "object", "properties": {"a": {}}, "if": {"required": ["a"]}, "then": {"required": ["b"]}},
+    ],
+)
+def test_an_object_that_may_have_other_fields_need_have_none_of_those_named(schema: Any) -> None:
+    compiled = ResponseSchema.of(schema)
+    for text in ('{"color": "red"}', '```json\n{"color": "red"}\n```'):
+        found = compiled.read(text)
+        assert (found if isinstance(found, dict) else found.model_dump(exclude_none=True)) == {"color": "red"}
+    with pytest.raises(SchemaMismatch):  # in prose, it may be about anything
+        compiled.read('Settings such as {"color": "red"} do not matter.')
+
+
+def test_a_bound_of_draft_4_is_no_strict_schema() -> None:
+    schema = {
+        "$schema": "http://json-schema.org/draft-04/schema#",
+        "type": "object",
+        "properties": {"a": {"type": "number", "minimum": 0, "exclusiveMinimum": True}},
+        "required": ["a"],
+    }
+    compiled = ResponseSchema.of(schema)
+    assert compiled.strict_json_schema() is None
+    assert compiled.read('{"a": 1}') == {"a": 1}
+    with pytest.raises(SchemaMismatch):
+        compiled.read('{"a": 0}')
+
+
+def test_problems_that_are_not_named_are_counted() -> None:
+    names = [f"f{number}" for number in range(499)]
+    schema = {"type": "object", "properties": {name: {} for name in ["x", *names]}, "required": ["x", *names]}
+    with pytest.raises(SchemaMismatch) as caught:
+        ResponseSchema.of(schema).read('{"x": 1}')
+    assert len(caught.value.problems) == 51
+    assert caught.value.problems[-1].message == "and 449 more problems"
+
+
+def test_two_values_side_by_side_are_not_called_cut_off_alone() -> None:
+    with pytest.raises(SchemaMismatch, match="several stand side by side"):
+        ResponseSchema.of(Open).read('{"note": "a"} {"note": "b"}')

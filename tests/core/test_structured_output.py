@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import pickle
@@ -13,10 +14,10 @@ import openai
 import pytest
 import pytest_asyncio
 
-from brix_core import BrixConfigurationError, BrixError, BrixSchemaError, MemoryStore
+from brix_core import BrixConfigurationError, BrixError, BrixLoopError, BrixSchemaError, BrixTimeoutError, MemoryStore
 from brix_core.client import BRIX, BrixClient
 from brix_core.completion import Completion
-from brix_core.demo import DemoServer, JsonReply, Reply, ServerError, StalledStream, ToolCalls
+from brix_core.demo import DemoServer, EndlessRepetition, JsonReply, Reply, ServerError, StalledStream, ToolCalls
 from brix_core.endpoints.openai import OpenAIEndpoint
 from brix_core.endpoints.sources import aclose
 from brix_core.endpoints.structured import output_format, response_format
@@ -308,3 +309,62 @@ async def test_a_schema_is_given_to_wrap_and_not_to_a_call(server: DemoServer, w
 def test_a_completion_keeps_its_instance_through_pickle() -> None:
     answer = Completion(VALID, parsed=OSLO)
     assert pickle.loads(pickle.dumps(answer)).parsed == OSLO
+
+
+# -- what is held back is watched as it comes --------------------------------------------------------------------
+
+
+@in_loop
+@pytest.mark.parametrize("ask", [by_stream, by_astream])
+@pytest.mark.parametrize("name", ["openai.AsyncOpenAI", "anthropic.AsyncAnthropic"])
+async def test_a_held_back_stream_that_degenerates_is_cut_off(
+    server: DemoServer, wrap: Wrap, name: str, ask: Any
+) -> None:
+    server.default = EndlessRepetition(text="going on and on ", limit=3_000)
+    client = wrap(name, stream_mode="validated", tool_loop_detection=True, max_cost_usd=0.05)
+    with pytest.raises(BrixLoopError) as caught:
+        await ask(client)
+    assert caught.value.kind == "stream"
+    await asyncio.to_thread(server.wait_until_idle)
+    [record] = server.requests
+    assert record.stream
+    assert record.completion_tokens < 1_000
+    assert len(client.get_traces()[0]["attempts"]) == server.stats.requests
+
+
+@in_loop
+@pytest.mark.parametrize("ask", [by_stream, by_astream])
+@pytest.mark.parametrize("name", CLIENTS)
+async def test_a_held_back_stream_that_stalls_is_given_up(server: DemoServer, wrap: Wrap, name: str, ask: Any) -> None:
+    if ask is by_astream and "Async" not in name:
+        pytest.skip("a blocking client has no asynchronous stream")
+    server.default = StalledStream(after=2, text=VALID)
+    client = wrap(name, stream_mode="validated", idle_timeout=0.2, first_token_timeout=5.0)
+    with pytest.raises(BrixTimeoutError, match=r"idle_timeout=0\.2") as caught:
+        await ask(client)
+    assert caught.value.partial
+    assert VALID.startswith(caught.value.partial)
+
+
+@in_loop
+@every_client
+async def test_an_answer_that_begins_like_the_one_before_is_no_repetition(
+    server: DemoServer, wrap: Wrap, name: str
+) -> None:
+    long = '{"name": "' + "Oslo, the capital, " * 12 + '"}'
+    server.script(*[Reply(long)] * 2, JsonReply({"name": "Oslo", "people": 700_000}))
+    client = wrap(name, stream_mode="validated", tool_loop_detection=True, max_schema_retries=2)
+    with client.stream("Where?") as stream:
+        assert list(stream)[-1] == OSLO
+    assert server.stats.requests == len(client.get_traces()[0]["attempts"]) == 3
+
+
+@in_loop
+@every_client
+@pytest.mark.parametrize("ask", [by_complete, by_complete_sync])
+async def test_limits_between_chunks_do_not_bound_a_whole_answer(
+    server: DemoServer, wrap: Wrap, name: str, ask: Any
+) -> None:
+    server.default = Reply(VALID, latency=0.8)
+    client = wrap(name, idle_timeout=0.05, first_token_timeout=0.05)
+    assert await ask(client) == OSLO

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 from langchain_classic.agents import AgentExecutor, create_react_agent, create_tool_calling_agent
+from langchain_classic.agents.format_scratchpad import format_to_tool_messages
+from langchain_classic.agents.output_parsers.tools import ToolsAgentOutputParser
 from langchain_core.agents import AgentAction, AgentStep
 from langchain_core.prompts import ChatPromptTemplate, PromptTemplate
-from langchain_core.runnables import RunnableLambda
+from langchain_core.runnables import RunnableBranch, RunnableLambda, RunnablePassthrough
 from langchain_core.tools import tool
 
 import brix_core
 from brix_core import BrixBudgetError, BrixTimeoutError
-from brix_core.demo import DemoServer, Reply, SlowFirstToken, ToolCalls
+from brix_core.demo import DemoServer, Reply, SlowFirstToken, StalledStream, ToolCalls
 from brix_core.errors import BrixConfigurationError, BrixLoopError
 from brix_core.store import MemoryStore
 from brix_langchain import guard, guard_agent_executor
@@ -64,6 +67,23 @@ async def run(agent: Any, way: str = "invoke", config: Any = None) -> str:
     events = [event async for event in agent.astream_events(QUESTION, config, version="v2")]
     ends = [event for event in events if (event["event"], event["name"]) == ("on_chain_end", "AgentExecutor")]
     return str(ends[-1]["data"]["output"]["output"])
+
+
+def _scratchpad(inputs: Any) -> Any:
+    return format_to_tool_messages(inputs["intermediate_steps"])
+
+
+async def _run_otherwise(agent: Any, way: str) -> None:
+    if way == "call":
+        agent(QUESTION)
+    elif way == "acall":
+        await agent.acall(QUESTION)
+    elif way == "abatch":
+        await agent.abatch([QUESTION])
+    elif way == "iter":
+        list(agent.iter(QUESTION, async_=False))
+    else:
+        assert [step async for step in agent.iter(QUESTION)]
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -193,6 +213,125 @@ async def test_answers_that_cannot_be_parsed_are_steps_too(chat: Make, server: D
     assert server.stats.requests == 3
 
 
+class TestOtherWays:
+    """Ways into an executor beside those of every runnable, and what LangChain puts around it."""
+
+    @pytest.mark.parametrize("way", ["call", "acall", "iter", "aiter", "abatch"])
+    @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+    async def test_no_way_passes_by_the_guards(self, way: str, chat: Make, server: DemoServer) -> None:
+        agent: Any = guard_agent_executor(executor(chat()), on_loop="raise", store=MemoryStore(), **BUDGET)
+        server.default = SEARCH
+        with pytest.raises(BrixLoopError):
+            await _run_otherwise(agent, way)
+        assert len(agent.get_traces()) == server.stats.requests == 3
+
+    async def test_time_limits_come_out_of_an_iteration_as_they_are(self, chat: Make, server: DemoServer) -> None:
+        server.default = SlowFirstToken(5.0)
+        agent = guard_agent_executor(executor(chat()), per_call_timeout=0.1)
+        with pytest.raises(BrixTimeoutError):
+            assert [step async for step in agent.iter(QUESTION)]
+        with pytest.raises(BrixTimeoutError):
+            list(agent.iter(QUESTION))
+
+    @pytest.mark.parametrize("way", ["invoke", "ainvoke"])
+    async def test_a_refusal_is_neither_retried_nor_answered_over(
+        self, way: str, chat: Make, server: DemoServer
+    ) -> None:
+        server.default = SEARCH
+        agent = guard_agent_executor(executor(chat()), on_loop="raise")
+        over = RunnableLambda(lambda inputs: {"output": "All is well."})
+        for around in (agent.with_retry(stop_after_attempt=3), agent.with_fallbacks([over])):
+            with pytest.raises(BrixLoopError):
+                await run(around, way)
+        assert server.stats.requests == 6
+
+    @pytest.mark.parametrize("way", ["invoke", "ainvoke", "stream", "astream"])
+    async def test_intermediate_steps_are_returned_as_before(self, way: str, chat: Make, server: DemoServer) -> None:
+        agent: Any = guard_agent_executor(executor(chat(), return_intermediate_steps=True))
+        server.script(SEARCH, SEARCH, SEARCH, Reply("Nobody knows."))
+        if way == "invoke":
+            steps = agent.invoke(QUESTION)["intermediate_steps"]
+        elif way == "ainvoke":
+            steps = (await agent.ainvoke(QUESTION))["intermediate_steps"]
+        else:
+            parts = (
+                list(agent.stream(QUESTION)) if way == "stream" else [part async for part in agent.astream(QUESTION)]
+            )
+            steps = parts[-1]["intermediate_steps"]
+        assert [action.tool for action, _ in steps] == ["search"] * 3
+        assert ["circles" in observation for _, observation in steps] == [False, False, True]
+
+    @pytest.mark.parametrize("way", ["invoke", "ainvoke", "stream", "astream"])
+    async def test_an_executor_stops_early_as_before(self, way: str, chat: Make, server: DemoServer) -> None:
+        agent = guard_agent_executor(executor(chat(), max_iterations=2), store=MemoryStore(), **BUDGET)
+        server.default = SEARCH
+        assert await run(agent, way) == "Agent stopped due to max iterations."
+        assert len(agent.get_traces()) == server.stats.requests == 2
+
+    async def test_a_cancelled_stream_is_charged_and_nothing_more_is_asked(
+        self, chat: Make, server: DemoServer
+    ) -> None:
+        agent = guard_agent_executor(executor(chat()), store=MemoryStore(), **BUDGET)
+        server.script(SEARCH, StalledStream())
+
+        async def read() -> None:
+            async for _ in agent.astream(QUESTION):
+                pass
+
+        task = asyncio.create_task(read())
+        while server.stats.requests < 2:
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert server.wait_until_idle()
+        latest, first = agent.get_traces()
+        assert (latest["outcome"], first["outcome"]) == ("cancelled", "ok")
+        assert latest["cost_usd"] > 0
+        assert server.stats.requests == 2
+
+    async def test_a_hundred_runs_at_once_stay_apart_and_within_the_cap(self, chat: Make, server: DemoServer) -> None:
+        cap = 100 * 1.2e-5
+        agent = guard_agent_executor(
+            executor(chat(max_tokens=20)), on_loop="raise", **{**BUDGET, "max_cost_usd": cap}, store=MemoryStore()
+        )
+        server.default = Reply("Nobody knows.")
+        outputs = await asyncio.gather(*(agent.ainvoke(QUESTION) for _ in range(100)), return_exceptions=True)
+        answered = [output for output in outputs if isinstance(output, dict)]
+        refused = [output for output in outputs if isinstance(output, BrixBudgetError)]
+        assert len(answered) + len(refused) == 100
+        assert answered
+        assert refused
+        assert len(answered) == server.stats.requests
+        stats = server.stats
+        assert stats.prompt_tokens * RATES[0] + stats.completion_tokens * RATES[1] <= cap
+
+
+class TestOtherModelsInTheChain:
+    """What cannot be put behind the guards itself is guarded by callbacks: nothing passes by."""
+
+    @pytest.mark.parametrize("hidden", ["in fallbacks", "in a function", "in a branch"])
+    @pytest.mark.parametrize("way", ["invoke", "ainvoke", "stream"])
+    async def test_they_are_guarded_as_well(self, way: str, hidden: str, chat: Make, server: DemoServer) -> None:
+        other = chat(max_retries=0)
+        if hidden == "in fallbacks":
+            step: Any = other.with_fallbacks([chat(max_retries=0)])
+        elif hidden == "in a function":
+            step = RunnableLambda(lambda prompt: other.invoke(prompt))
+        else:
+            step = RunnableBranch((lambda prompt: True, other), other)
+        translated = step | (lambda message: [("human", message.text or "?")])
+        model = chat(max_retries=0).bind_tools([search])
+        chain = RunnablePassthrough.assign(agent_scratchpad=_scratchpad) | PROMPT | translated | model
+        plain = AgentExecutor(agent=chain | ToolsAgentOutputParser(), tools=[search])
+        agent = guard_agent_executor(plain, store=MemoryStore(), **BUDGET)
+        server.script(Reply("Who?"), SEARCH, Reply("Who?"), Reply("Nobody."))
+        assert await run(agent, way) == "Nobody."
+        assert len(agent.get_traces()) == server.stats.requests == 4
+        with pytest.raises(BrixConfigurationError, match="max_retries cannot be kept by callbacks"):
+            guard_agent_executor(plain, max_retries=2)
+
+
 class TestConfiguration:
     def test_the_executor_keeps_its_class_and_settings_and_is_left_as_it_is(self, chat: Make) -> None:
         class Mine(AgentExecutor):
@@ -234,3 +373,9 @@ class TestConfiguration:
             guard_agent_executor(executor(chat()), max_retry=1)
         with pytest.raises(BrixConfigurationError, match="takes an AgentExecutor"):
             guard_agent_executor(chat())
+        with pytest.raises(BrixConfigurationError, match="has no effect"):
+            guard_agent_executor(executor(chat()), on_loop="raise", tool_loop_detection=False)
+        with pytest.raises(BrixConfigurationError, match="BrixOutputParser"):
+            guard_agent_executor(executor(chat()), response_schema={"type": "object"})
+        with pytest.raises(BrixConfigurationError, match="exact_loop_detection is about single answers"):
+            guard_agent_executor(executor(chat()), exact_loop_detection=True)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import openai
 import pytest
 from langchain_core.caches import BaseCache
 from langchain_core.globals import set_llm_cache
@@ -18,8 +20,8 @@ from langchain_tests.integration_tests import AsyncCacheTestSuite, SyncCacheTest
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import START, MessagesState, StateGraph
 
-from brix_core import InMemoryCache, session
-from brix_core.demo import DemoServer, StalledStream
+from brix_core import BrixConfigurationError, InMemoryCache, session
+from brix_core.demo import DemoServer, Reply, ServerError, SlowFirstToken, StalledStream
 from brix_core.store import MemoryStore
 from brix_langchain import BrixCache, BrixCallbackHandler, guard
 from tests.langchain.conftest import Make
@@ -242,6 +244,68 @@ async def test_identical_requests_at_once_are_all_sent(chat: Make, server: DemoS
     model = chat(cache=cache)
     await asyncio.gather(*(model.ainvoke("Hi") for _ in range(4)))
     assert server.stats.requests == cache.get_stats()["misses"] == 4  # as LangChain's interface has it
+
+
+async def test_a_hundred_at_once_get_the_answer_to_their_own_question(cached: Any, server: DemoServer) -> None:
+    cache = BrixCache()
+    model = cached(cache)
+    for _ in range(2):
+        answers = await asyncio.gather(*(model.ainvoke(f"Say {n}") for n in range(50)))
+        assert all(str(n) in answer.text for n, answer in enumerate(answers))
+    assert server.stats.requests == cache.get_stats()["misses"] == cache.get_stats()["hits"] == 50
+
+
+def test_threads_neither_lose_nor_mix_answers() -> None:
+    cache = BrixCache(InMemoryCache(max_size=40))
+
+    def work(seed: int) -> int:
+        found = 0
+        for step in range(200):
+            key = str((seed * 7 + step) % 30)
+            cache.update(key, "m", [ChatGeneration(message=AIMessage(key))])
+            answer = cache.lookup(key, "m")
+            assert answer is not None
+            assert answer[0].text == key
+            found += 1
+        return found
+
+    with ThreadPoolExecutor(16) as threads:
+        found = sum(threads.map(work, range(16)))
+    assert cache.get_stats() == {"hits": found, "misses": 0, "hit_rate": "100.00%"}
+
+
+async def test_an_empty_answer_is_an_answer(chat: Make, server: DemoServer) -> None:
+    cache = BrixCache()
+    cache.update("p", "m", [])
+    assert cache.lookup("p", "m") == []
+    assert await cache.alookup("q", "m") is None
+    model = chat(cache=cache)
+    server.default = Reply("")
+    assert [model.invoke("Hi").text, (await model.ainvoke("Hi")).text] == ["", ""]
+    assert server.stats.requests == 1
+
+
+async def test_what_failed_or_was_cancelled_is_not_kept(cached: Any, server: DemoServer) -> None:
+    cache = BrixCache()
+    model = cached(cache, max_retries=0)
+    server.script(ServerError(), SlowFirstToken(5.0))
+    with pytest.raises(openai.InternalServerError):
+        model.invoke("Hi")
+    task = asyncio.create_task(model.ainvoke("Hi"))
+    while server.stats.requests < 2:
+        await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert model.invoke("Hi").text
+    assert cache.get_stats()["hits"] == 0
+    assert server.stats.requests == 3
+
+
+@pytest.mark.parametrize("no_cache", ["redis://localhost", {}, 7, InMemoryCache, BrixCache()])
+def test_what_is_no_cache_of_the_core_is_refused(no_cache: Any) -> None:
+    with pytest.raises(BrixConfigurationError, match=r"cache must be .*InMemoryCache\(max_size=1000\), got"):
+        BrixCache(no_cache)
 
 
 async def test_clearing_forgets_answers_and_counts() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import pickle
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from contextlib import aclosing
+from typing import Any, cast
 
 import langchain.agents.middleware
 import openai
@@ -17,10 +19,13 @@ from langchain.agents.middleware import (
     ClearToolUsesEdit,
     ContextEditingMiddleware,
     HumanInTheLoopMiddleware,
+    ModelCallLimitMiddleware,
     ModelFallbackMiddleware,
     SummarizationMiddleware,
+    ToolCallLimitMiddleware,
     ToolRetryMiddleware,
 )
+from langchain.agents.middleware.tool_call_limit import ToolCallLimitExceededError
 from langchain.agents.structured_output import ProviderStrategy, StructuredOutputValidationError, ToolStrategy
 from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
@@ -31,7 +36,7 @@ from pydantic import BaseModel
 import brix_core
 import brix_langchain
 from brix_core import BrixBudgetError
-from brix_core.demo import DemoServer, JsonReply, Reply, ServerError, ToolCalls
+from brix_core.demo import DemoServer, JsonReply, Reply, ServerError, StalledStream, ToolCalls
 from brix_core.errors import BrixConfigurationError, BrixLoopError, BrixSchemaError
 from brix_core.store import MemoryStore
 from brix_langchain import BrixMiddleware, guard
@@ -314,6 +319,75 @@ class TestLimits:
         assert server.stats.requests == 2
 
 
+class TestAllWays:
+    """Every way to run an agent, and every way out of one, under the same count."""
+
+    @pytest.mark.parametrize("way", ["batch", "abatch", "astream_events"])
+    async def test_no_way_passes_by_the_guards(self, way: str, chat: Make, server: DemoServer) -> None:
+        server.script(*[SEARCH, Reply("Nobody.")] * 2)
+        middleware = guards()
+        agent: Any = create_agent(chat(), [search], middleware=[middleware])
+        if way == "batch":
+            agent.batch([QUESTION, QUESTION], {"max_concurrency": 1})
+        elif way == "abatch":
+            await agent.abatch([QUESTION, QUESTION], {"max_concurrency": 1})
+        else:
+            for _ in range(2):
+                assert [event async for event in agent.astream_events(QUESTION, version="v2")]
+        assert_all_counted(middleware, server, 4)
+
+    async def test_a_cancelled_stream_is_charged_and_nothing_more_is_asked(
+        self, chat: Make, server: DemoServer
+    ) -> None:
+        server.script(SEARCH, StalledStream())
+        middleware = guards()
+        agent = create_agent(chat(), [search], middleware=[middleware])
+        task = asyncio.create_task(run(agent, "astream"))
+        while server.stats.requests < 2:
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        latest, first = middleware.get_traces()
+        assert (latest["outcome"], first["outcome"]) == ("cancelled", "ok")
+        assert latest["cost_usd"] > 0
+        assert_all_counted(middleware, server, 2)
+
+    async def test_a_stream_that_nobody_reads_on_is_settled(self, chat: Make, server: DemoServer) -> None:
+        server.default = Reply("word " * 50, chunk_size=5)
+        middleware = guards()
+        agent = create_agent(chat(), [], middleware=[middleware])
+        async with aclosing(cast(Any, agent.astream(QUESTION, stream_mode="messages"))) as parts:
+            async for _ in parts:
+                break
+        assert server.wait_until_idle()
+        (trace,) = middleware.get_traces()
+        assert trace["outcome"] in ("cancelled", "abandoned", "ok")  # LangGraph may have read on by then
+        assert trace["cost_usd"] > 0
+        money = middleware._pipeline.store.balance(f"budget:{trace['session_id']}")
+        assert money.reserved == 0
+
+    async def test_a_hundred_runs_at_once_never_exceed_the_cap(self, chat: Make, server: DemoServer) -> None:
+        cap = 100 * 1.2e-5
+        middleware = guards(max_cost_usd=cap)
+        agent = create_agent(chat(max_tokens=20), [search], middleware=[middleware])
+        outputs = await asyncio.gather(*(agent.ainvoke(QUESTION) for _ in range(100)), return_exceptions=True)
+        kinds = {type(output).__name__ for output in outputs}
+        assert kinds == {"dict", "BrixBudgetError"}
+        stats = server.stats
+        assert stats.prompt_tokens * RATES[0] + stats.completion_tokens * RATES[1] <= cap
+        assert_all_counted(middleware, server, sum(isinstance(output, dict) for output in outputs))
+
+    async def test_threads_at_the_same_time_keep_counts_of_their_own(self, chat: Make, server: DemoServer) -> None:
+        server.default = SEARCH
+        middleware = guards(max_model_calls=2)
+        agent = create_agent(chat(), [search], middleware=[middleware], checkpointer=InMemorySaver())
+        outputs = await asyncio.gather(*(run(agent, "ainvoke", thread=f"t{n}") for n in range(25)))
+        assert all("max_model_calls=2" in messages[-1].text for messages in outputs)
+        assert len({trace["session_id"] for trace in middleware.get_traces()}) == 25
+        assert_all_counted(middleware, server, 50)
+
+
 class TestSessions:
     async def test_each_thread_has_its_own_budget_and_keeps_it(self, chat: Make, server: DemoServer) -> None:
         middleware = guards(max_cost_usd=1e-4, budget_clamp_output=False)
@@ -333,7 +407,10 @@ class TestSessions:
         server.script(SEARCH, Reply("Nobody."))
         agent = create_agent(chat(), [search], middleware=[middleware], checkpointer=InMemorySaver())
         config: Any = {"configurable": {"thread_id": "t"}}
-        assert agent.invoke(QUESTION, config).keys() == {"messages"}
+        assert agent.get_input_jsonschema()["properties"].keys() == {"messages"}
+        assert "brix" not in str(agent.get_output_jsonschema())
+        forged: Any = {**QUESTION, "brix_model_calls": 99, "brix_tool_calls": {"search": 99}, "brix_run": {"id": 7}}
+        assert agent.invoke(forged, config).keys() == {"messages"}
         kept = agent.get_state(config).values
         assert (kept["brix_model_calls"], kept["brix_tool_calls"]) == (2, {"search": 1})
 
@@ -514,6 +591,58 @@ class TestBesideOthers:
         assert seen == server.stats.requests
 
 
+@pytest.mark.parametrize("way", ["invoke", "ainvoke"])
+@pytest.mark.parametrize("first", [True, False])
+class TestLimitsOfOthers:
+    """LangChain's own limits, before and after ours: the tighter one holds, and the prompt stays valid."""
+
+    @pytest.mark.parametrize("ours", [1, 3])
+    async def test_of_model_calls(self, way: str, first: bool, ours: int, chat: Make, server: DemoServer) -> None:
+        server.default = SEARCH
+        middleware, other = guards(max_model_calls=ours), ModelCallLimitMiddleware(run_limit=2)
+        order: list[Any] = [middleware, other] if first else [other, middleware]
+        agent = create_agent(chat(), [search], middleware=order, checkpointer=InMemorySaver())
+        for run_number in (1, 2):
+            await run(agent, way, thread="t")
+            assert_all_counted(middleware, server, min(ours, 2) * run_number)
+
+    @pytest.mark.parametrize("exit_behavior", ["continue", "end", "error"])
+    async def test_of_tool_calls(
+        self, way: str, first: bool, exit_behavior: Any, chat: Make, server: DemoServer
+    ) -> None:
+        tool_limit = ToolCallLimitMiddleware(run_limit=1, exit_behavior=exit_behavior)
+        middleware: Any = guards(max_tool_calls={"search": 2}, on_loop="end")
+        order: list[Any] = [middleware, tool_limit] if first else [tool_limit, middleware]
+        agent = create_agent(chat(), [search], middleware=order, checkpointer=InMemorySaver())
+        server.script(SEARCH, SEARCH)
+        server.default = Reply("Nobody.")
+        if exit_behavior == "error":
+            with pytest.raises(ToolCallLimitExceededError):
+                await run(agent, way, thread="t")
+        else:
+            await run(agent, way, thread="t")
+        messages = await run(agent, way, thread="t")  # goes on with a valid prompt
+        done = [message for message in messages if message.type == "tool" and message.status == "success"]
+        assert len(done) == 1
+        assert_all_counted(middleware, server, server.stats.requests)
+
+
+@pytest.mark.parametrize("way", ["invoke", "ainvoke"])
+async def test_the_budget_of_a_guarded_agent_holds_for_the_model_inside(
+    way: str, chat: Make, server: DemoServer
+) -> None:
+    store = MemoryStore()
+    middleware = guards(store=store, max_cost_usd=1.0)
+    agent = create_agent(chat(max_tokens=100), [search], middleware=[middleware], checkpointer=InMemorySaver())
+    whole = guard(agent, max_cost_usd=4e-5, prices={MODEL: RATES}, store=store)
+    server.default = SEARCH
+    with pytest.raises(BrixBudgetError):
+        await run(whole, way, thread="t")
+    assert_all_counted(middleware, server, server.stats.requests)
+    stats = server.stats
+    assert stats.prompt_tokens * RATES[0] + stats.completion_tokens * RATES[1] <= 4e-5
+
+
 async def test_provider_errors_come_out_as_they_are(chat: Make, server: DemoServer) -> None:
     server.default = ServerError()
     with pytest.raises(openai.InternalServerError):
@@ -538,7 +667,15 @@ class TestConfiguration:
             ({"on_limit": "stop"}, "on_limit"),
             ({"max_model_calls": 0}, "max_model_calls"),
             ({"max_tool_calls": {"search": -1}}, "search"),
+            ({"max_model_calls": "10"}, "max_model_calls"),
+            ({"max_tool_calls": "3"}, "max_tool_calls must be an int >= 0 or a dict"),
+            ({"max_tool_calls": True}, "max_tool_calls"),
+            ({"max_tool_calls": [3]}, "max_tool_calls"),
+            ({"max_tool_calls": {1: 1}}, r"use tool\.name"),
+            ({"max_schema_retries": -1}, "max_schema_retries"),
             ({"response_schema": Answer}, "response_format"),
+            ({"stream_mode": "validated"}, "stream_mode cannot be used in an agent"),
+            ({"on_loop": "end", "tool_loop_detection": False}, "has no effect"),
             ({"max_retry": 1}, "did you mean"),
             (
                 {"max_context_tokens": 10_000, "context_strategy": "summarize", "context_summary_model": "gpt-4o"},
@@ -551,21 +688,51 @@ class TestConfiguration:
             BrixMiddleware(**options)
 
 
-class TestImports:
-    def test_the_package_loads_no_agent(self) -> None:
-        code = (
-            "import sys, brix_langchain; "
-            "print({name.partition('.')[0] for name in sys.modules} & {'langchain', 'langchain_classic', 'langgraph'})"
-        )
-        found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        assert found.stdout.strip() == "set()"
+WITHOUT_THE_EXTRA = """
+import sys
 
-    @pytest.mark.parametrize("name", ["BrixMiddleware", "guard_agent_executor"])
-    def test_what_is_missing_is_told(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        for module in ("middleware", "agent_executor"):
-            monkeypatch.delitem(sys.modules, f"brix_langchain.{module}", raising=False)
-        monkeypatch.setitem(sys.modules, "langchain.agents.middleware", None)
-        monkeypatch.setitem(sys.modules, "langchain_classic.agents", None)
-        with pytest.raises(BrixConfigurationError, match=rf'{name} needs langchain.*"brix-guards\[langchain\]"'):
-            getattr(brix_langchain, name)
+EXTRA = ("langchain", "langchain_classic", "langgraph")
+
+
+class NotInstalled:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in EXTRA:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+sys.meta_path.insert(0, NotInstalled())
+import brix_langchain
+from langchain_core.language_models.fake_chat_models import FakeListChatModel
+
+print(sorted(name for name in EXTRA if name in sys.modules))
+for name in brix_langchain.__all__:
+    try:
+        print(name, getattr(brix_langchain, name).__name__)
+    except Exception as error:
+        print(name, f"{type(error).__name__}: {error}")
+model = brix_langchain.guard(FakeListChatModel(responses=["Paris"]), max_retries=1)
+print((model | str).invoke("Capital of France?").partition("'")[2][:5])
+"""
+
+
+class TestImports:
+    def test_what_needs_an_extra_says_so_where_it_is_missing_and_all_else_works(self) -> None:
+        """In a process of its own, in which neither langchain, langchain_classic nor langgraph can be imported."""
+        found = subprocess.run([sys.executable, "-c", WITHOUT_THE_EXTRA], capture_output=True, text=True, check=True)
+        loaded, *names, answer = found.stdout.splitlines()
+        assert (loaded, answer) == ("[]", "Paris")
+        assert len(names) == len(brix_langchain.__all__)
+        needing = {"BrixMiddleware": "langchain", "guard_agent_executor": "langchain_classic"}
+        for line in names:
+            name, _, what = line.partition(" ")
+            if name in needing:
+                assert what == (
+                    f"BrixConfigurationError: {name} needs {needing[name]}, which is not installed: "
+                    'pip install "brix-guards[langchain]"'
+                )
+            else:
+                assert what == name
+
+    def test_names_that_are_not_there_are_told_as_always(self) -> None:
         assert not hasattr(brix_langchain, "nothing")
+        assert {"BrixMiddleware", "guard_agent_executor"} <= set(dir(brix_langchain))

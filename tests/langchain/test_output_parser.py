@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import copy
 import json
+import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from langchain_classic.output_parsers import OutputFixingParser, RetryOutputParser, RetryWithErrorOutputParser
 from langchain_core.exceptions import OutputParserException
 from langchain_core.messages import AIMessage, AIMessageChunk, ToolCall
 from langchain_core.messages.tool import invalid_tool_call
@@ -17,7 +21,7 @@ from pydantic import BaseModel
 from typing_extensions import TypedDict
 
 from brix_core import BrixBudgetError
-from brix_core.demo import DemoServer, JsonReply, MalformedJson, Reply, ToolCalls
+from brix_core.demo import DemoServer, JsonReply, MalformedJson, Reply, SlowFirstToken, ToolCalls
 from brix_core.errors import BrixConfigurationError, BrixSchemaError
 from brix_core.store import MemoryStore
 from brix_langchain import BrixOutputParser, guard
@@ -190,9 +194,17 @@ class TestParsing:
         whole = AIMessageChunk(content="", tool_calls=calls)
         assert list(BrixOutputParser(Answer).transform(iter([whole]))) == [JSON, AUSTEN]
 
-    def test_an_empty_stream_is_no_answer(self) -> None:
+    def test_nothing_is_no_answer(self) -> None:
         with pytest.raises(OutputParserException):
             list(BrixOutputParser(Answer).transform(iter(())))
+        with pytest.raises(OutputParserException):
+            BrixOutputParser(Answer).parse_result([])
+        assert BrixOutputParser(Answer).parse_result([], partial=True) is None
+
+    @pytest.mark.parametrize("value", [7, None, JSON])
+    def test_what_nobody_wrote_is_not_read(self, value: Any) -> None:
+        with pytest.raises(TypeError, match="reads text, messages and generations, got"):
+            BrixOutputParser(Answer).parse(value)
 
     def test_the_question_is_told_where_it_is_known(self, chat: Make, server: DemoServer) -> None:
         server.default = JsonReply(JSON)
@@ -200,6 +212,64 @@ class TestParsing:
         assert parser.parse_with_prompt("Austen", PROMPT.invoke(ASKED)) == AUSTEN
         sent = [message["content"] for message in server.requests[0].body["messages"]]
         assert sent[:3] == [ASKED["format"], "Who wrote Emma?", "Austen"]
+
+
+class TestInTheParsersOfLangChain:
+    """`OutputFixingParser` and its kin around a parser of ours, and a parser of ours in their place."""
+
+    async def test_an_answer_is_fixed(self, chat: Make, server: DemoServer) -> None:
+        model = guarded(chat())
+        fixing: Any = OutputFixingParser.from_llm(parser=BrixOutputParser(Answer), llm=model)
+        server.default = JsonReply(JSON)
+        assert fixing.parse("It was Austen.") == await fixing.aparse("It was Austen.") == AUSTEN
+        for record in server.requests:  # it is told the schema, the answer, and what is wrong
+            (message,) = record.body["messages"]
+            assert all(told in message["content"] for told in ("JSON Schema", "It was Austen.", "no valid Answer"))
+        assert len(model.get_traces()) == server.stats.requests == 2
+
+    @pytest.mark.parametrize("kind", [RetryOutputParser, RetryWithErrorOutputParser])
+    async def test_the_question_is_asked_again(self, kind: Any, chat: Make, server: DemoServer) -> None:
+        model = guarded(chat())
+        retrying: Any = kind.from_llm(parser=BrixOutputParser(Answer), llm=model, max_retries=2)
+        prompt = PROMPT.invoke(ASKED)
+        server.script(Reply("Jane."), JsonReply(JSON), JsonReply(JSON))
+        assert retrying.parse_with_prompt("Austen", prompt) == AUSTEN
+        assert await retrying.aparse_with_prompt("Austen", prompt) == AUSTEN
+        assert len(model.get_traces()) == server.stats.requests == 3
+        server.default = Reply("Jane.")
+        with pytest.raises(OutputParserException):
+            retrying.parse_with_prompt("Austen", prompt)
+
+    def test_copies_are_parsers(self) -> None:
+        parser = BrixOutputParser(Answer)
+        for twin in (copy.deepcopy(parser), pickle.loads(pickle.dumps(parser)), parser.model_copy()):
+            assert twin.parse(json.dumps(JSON)) == AUSTEN
+
+
+async def test_a_hundred_answers_at_once_are_healed_each_by_its_own(chat: Make, server: DemoServer) -> None:
+    model = guarded(chat())
+    parser = BrixOutputParser(Answer).with_llm(model)
+    server.default = JsonReply(JSON)
+    answers = await asyncio.gather(*(parser.ainvoke(f"It was Austen, I say for time {n}.") for n in range(100)))
+    assert answers == [AUSTEN] * 100
+    echoes = {record.body["messages"][1]["content"] for record in server.requests}
+    assert len(echoes) == len(model.get_traces()) == server.stats.requests == 100
+
+
+async def test_a_heal_that_is_cancelled_is_charged_and_asked_no_more(chat: Make, server: DemoServer) -> None:
+    model = guarded(chat())
+    server.script(Reply("It was Austen."), SlowFirstToken(5.0))
+    task = asyncio.create_task((chat() | BrixOutputParser(Answer).with_llm(model)).ainvoke("Who?"))
+    while server.stats.requests < 2:
+        await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    (trace,) = model.get_traces()
+    assert trace["outcome"] == "cancelled"
+    assert model.context.session_cost_usd > 0
+    assert server.wait_until_idle()
+    assert server.stats.requests == 2
 
 
 class Typed(TypedDict):
@@ -240,3 +310,15 @@ class TestSchemas:
             BrixOutputParser(Answer, max_schema_retries=-1)
         with pytest.raises(BrixConfigurationError, match="max_schema_retries"):
             BrixOutputParser(Answer).with_llm(None, max_schema_retries=-1)  # type: ignore[arg-type]
+        for no_model in (None, "gpt-4o", Answer):
+            with pytest.raises(BrixConfigurationError, match="llm must be a model"):
+                BrixOutputParser(Answer).with_llm(no_model)  # type: ignore[arg-type]
+        with pytest.raises(BrixConfigurationError, match="llm must be a model"):
+            BrixOutputParser(Answer, llm=7)
+
+    @pytest.mark.parametrize("way", ["invoke", "ainvoke"])
+    async def test_who_heals_must_answer_in_words(self, way: str, chat: Make, server: DemoServer) -> None:
+        structured = chat().with_structured_output(Answer)
+        server.default = JsonReply(JSON)
+        with pytest.raises(BrixConfigurationError, match="gave a Answer"):
+            await ask(BrixOutputParser(Answer).with_llm(structured), way, "Austen")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -246,11 +248,41 @@ def test_a_limit_on_tokens_is_refused_with_a_hint() -> None:
 @pytest.mark.parametrize(
     ("make", "named"),
     [
-        (lambda: BrixRateLimiter(0), "requests_per_minute"),
-        (lambda: BrixRateLimiter(60, burst_capacity=0), "burst_capacity"),
+        *(
+            (partial(BrixRateLimiter, bad), "requests_per_minute")
+            for bad in (0, -1, "60", None, True, math.nan, math.inf)
+        ),
+        *((partial(BrixRateLimiter, 60, burst_capacity=bad), "burst_capacity") for bad in (0, 1.5, "3", 10**400)),
+        (lambda: BrixRateLimiter(60, name=3), "name"),  # type: ignore[arg-type]
+        (lambda: BrixRateLimiter(60, store="redis://localhost"), "store"),  # type: ignore[arg-type]
+        (lambda: BrixRateLimiter(60, clock=time.monotonic), "clock"),  # type: ignore[arg-type]
         (lambda: BrixRateLimiter(60, scope="user"), "scope"),  # type: ignore[arg-type]
     ],
 )
 def test_what_it_cannot_keep_to_is_refused(make: Callable[[], Any], named: str) -> None:
-    with pytest.raises(BrixConfigurationError, match=f"^{named} must be"):
+    with pytest.raises(BrixConfigurationError, match=f"^{named} must (be|have)"):
         make()
+
+
+async def test_a_hundred_real_requests_at_once_start_no_faster_than_the_rate(chat: Make, server: DemoServer) -> None:
+    model = chat(rate_limiter=BrixRateLimiter(12_000, burst_capacity=20, store=MemoryStore()))
+    begun = time.monotonic()
+    await asyncio.gather(*(model.ainvoke("Hi") for _ in range(100)))
+    arrivals = sorted(record.started_at - begun for record in server.requests)
+    assert len(arrivals) == 100
+    assert all(at >= (number - 20) / 200 for number, at in enumerate(arrivals, 1))
+
+
+async def test_a_request_that_is_cancelled_in_line_is_never_sent(chat: Make, server: DemoServer) -> None:
+    limit = BrixRateLimiter(1, store=MemoryStore())
+    model = chat(rate_limiter=limit)
+    await model.ainvoke("Hi")
+    waiting = [asyncio.create_task(model.ainvoke("Hi")) for _ in range(3)]
+    while not limit._lines._lines:
+        await asyncio.sleep(0.01)
+    for task in waiting:
+        task.cancel()
+    outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [asyncio.CancelledError] * 3
+    assert limit._lines._lines == {}
+    assert server.stats.requests == 1

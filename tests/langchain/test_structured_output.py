@@ -400,13 +400,13 @@ def describe(name: str, people: int) -> None:
 
 
 SCHEMAS: Final[dict[str, tuple[Any, str, Any, str]]] = {
-    "generic": (Page[City], '{"items": [%s]}' % VALID, Page[City](items=[OSLO]), "Page_City"),
+    "generic": (Page[City], f'{{"items": [{VALID}]}}', Page[City](items=[OSLO]), "Page_City"),
     "recursive": (Node, '{"name": "a", "below": [{"name": "b"}]}', Node(name="a", below=[Node(name="b")]), "Node"),
     "free-form": (Loose, '{"values": {"a": 1}}', Loose(values={"a": 1}), "Loose"),
     "annotated": (Described, '{"name": "Oslo"}', {"name": "Oslo"}, "Described"),
     "nested": (
         Country,
-        '{"capital": %s, "others": []}' % VALID,
+        f'{{"capital": {VALID}, "others": []}}',
         Country(CityRecord("Oslo", 700_000), []),
         "Country",
     ),
@@ -480,11 +480,13 @@ class _Opaque(BaseModel):
 )
 @pytest.mark.parametrize("include_raw", [None, False, True])
 def test_a_schema_that_cannot_be_used_is_named(chat: Make, schema: Any, named: str, include_raw: bool | None) -> None:
+    by_guard, model = include_raw is None, guard(chat())
     with pytest.raises(BrixConfigurationError, match=named):
-        if include_raw is None:
+        _ = (
             guard(chat(), response_schema=schema)
-        else:
-            guard(chat()).with_structured_output(schema, include_raw=include_raw)
+            if by_guard
+            else model.with_structured_output(schema, include_raw=bool(include_raw))
+        )
 
 
 # --- LangChain's cache -------------------------------------------------------------------------------
@@ -757,7 +759,7 @@ async def test_a_heal_that_is_cancelled_holds_nothing(
     server.script(Reply(WRONG), SlowFirstToken(30.0, then=Reply(VALID)))
     asked = model.with_structured_output(City, include_raw=include_raw)
     task = asyncio.create_task(last(asked, way))
-    while server.stats.requests < 2:
+    while server.stats.requests < 2 and not task.done():
         await asyncio.sleep(0.005)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):

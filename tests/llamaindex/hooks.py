@@ -1,11 +1,15 @@
-"""The eight hooks of an LLM, called alike."""
+"""The eight hooks of an LLM, called alike, and what came of it."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator
+import json
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from typing import Any
 
-from llama_index.core.llms import LLM, ChatMessage
+from llama_index.core.base.llms.types import ChatMessage, MessageRole, ToolCallBlock
+from llama_index.core.llms import LLM
+
+from brix_core.demo import DemoServer
 
 HOOKS = (
     "chat",
@@ -59,3 +63,34 @@ def attempts(llm: Any) -> int:
 def outcomes(llm: Any) -> list[str]:
     """How the calls ended, the first one first."""
     return [trace["outcome"] for trace in reversed(llm.get_traces())]
+
+
+async def say(llm: LLM, hook: str, messages: Sequence[ChatMessage], **kwargs: Any) -> str:
+    """The text of the answer to a chat."""
+    given = getattr(llm, hook)(list(messages), **kwargs)
+    given = await given if hook.startswith("a") else given
+    if "stream" not in hook:
+        return str(given.message.content)
+    found = [chunk async for chunk in given] if hook.startswith("a") else list(given)
+    return str(found[-1].message.content)
+
+
+def decided(llm: Any, guard_name: str) -> list[str]:
+    """What that guard decided about the latest call."""
+    return [made["decision"] for made in llm.get_traces()[0]["decisions"] if made["guard"] == guard_name]
+
+
+def texts(server: DemoServer, number: int = -1) -> str:
+    """All that was said in a request."""
+    body = server.requests[number].body
+    return str(body.get("prompt") or json.dumps(body["messages"]))
+
+
+def steps(count: int) -> list[ChatMessage]:
+    """An agent's conversation of so many equal steps."""
+    messages = [ChatMessage("What is known about Oslo?")]
+    for number in range(count):
+        call = ToolCallBlock(tool_call_id=f"c{number}", tool_name="lookup", tool_kwargs='{"key": "Oslo"}')
+        result = ChatMessage("nothing", role=MessageRole.TOOL, additional_kwargs={"tool_call_id": f"c{number}"})
+        messages += [ChatMessage(role=MessageRole.ASSISTANT, blocks=[call]), result]
+    return messages

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -12,19 +11,22 @@ from typing import Any
 import openai
 import pytest
 from llama_index.core import PromptTemplate
+from llama_index.core.callbacks import CallbackManager, TokenCountingHandler
 from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.instrumentation.events import BaseEvent
+from llama_index.core.instrumentation.span_handlers import SimpleSpanHandler
 from llama_index.core.llms import ChatMessage, MockLLM
 from pydantic import Field
 
 import brix_core
-from brix_core import BrixBudgetError
+from brix_core import BrixBudgetError, BrixRetryError
 from brix_core.demo import CutStream, DemoServer, EndlessRepetition, Reply, ServerError, StalledStream
 from brix_llamaindex import BrixEventHandler, BrixGuardEvent, guard
 from brix_llamaindex.event_handler import MAX_OPEN
 from tests.llamaindex.conftest import MODEL, Make
 from tests.llamaindex.hooks import HOOKS, STREAMED, ask, outcomes, parts
+from tests.support.schemas import OSLO, VALID, City
 
 PRICES = {MODEL: (1e-6, 2e-6)}
 
@@ -86,6 +88,14 @@ async def test_decisions_and_the_outcome_are_events(
     assert {(event.run_id, event.session_id) for event in events} == {(trace["run_id"], "ann")}
     assert events[-1].cost_usd == pytest.approx(trace["cost_usd"])
     assert events[-1].details["attempts"] == 2
+
+
+async def test_heals_are_told_as_they_are_traced(openai_like: Make, server: DemoServer, collected: Collected) -> None:
+    server.script(Reply("No."), Reply(VALID))
+    llm = guard(openai_like())
+    assert llm.as_structured_llm(City).complete("Describe Oslo").raw == OSLO
+    assert collected.decisions == [("schema", "healing"), ("observability", "ok")]
+    assert server.stats.requests == len(llm.get_traces()[0]["attempts"]) == 2
 
 
 async def test_every_outcome_is_told(openai_like: Make, server: DemoServer, collected: Collected) -> None:
@@ -150,6 +160,21 @@ async def test_guarded_llms_are_not_counted_twice(openai_like: Make, hook: str, 
     assert watching.get_traces() == []
 
 
+@pytest.mark.filterwarnings("ignore:The `json` method is deprecated")
+@pytest.mark.parametrize("hook", [hook for hook in HOOKS if "stream_complete" not in hook])
+async def test_a_structured_llm_makes_the_calls_of_the_llm_in_it(
+    openai_like: Make, server: DemoServer, hook: str, watching: BrixEventHandler
+) -> None:
+    server.default = Reply(VALID)
+    given = getattr(openai_like().as_structured_llm(City), hook)([ChatMessage("Hi")] if "chat" in hook else "Hi")
+    given = await given if hook.startswith("a") else given
+    if "stream" in hook:
+        assert [one async for one in given] if hook.startswith("a") else list(given)
+    assert len(watching.get_traces()) == server.stats.requests == 1
+    assert guard(openai_like()).as_structured_llm(City).complete("Describe Oslo").raw == OSLO
+    assert len(watching.get_traces()) == server.stats.requests - 1 == 1
+
+
 @pytest.mark.parametrize("hook", HOOKS)
 async def test_an_llm_that_answers_by_another_of_its_hooks_makes_one_call(
     hook: str, watching: BrixEventHandler
@@ -190,7 +215,6 @@ async def test_a_stream_that_nobody_reads_on_is_seen(
         if part:
             break
     await stream.aclose()
-    gc.collect()
     (trace,) = watching.get_traces()
     assert trace["outcome"] == "abandoned"
 
@@ -235,7 +259,6 @@ async def test_streams_of_one_prompt_that_are_open_together_are_calls_of_their_o
         async for _ in second:
             pass
         await first.aclose()
-        gc.collect()
         assert [trace["outcome"] for trace in watching.get_traces()[: -before or None]] == ["abandoned", "ok"]
     assert server.stats.requests == 2
 
@@ -262,3 +285,74 @@ def test_memory_is_bounded(watching: BrixEventHandler) -> None:
         for _ in range(5):
             MockLLM().complete("Hello")
     assert len(small.get_traces()) == 2
+
+
+# --- LlamaIndex's own events ------------------------------------------------------------------------
+
+
+class Events(BaseEventHandler):
+    """Collects the names of events."""
+
+    seen: list[str] = Field(default_factory=list)
+
+    @classmethod
+    def class_name(cls) -> str:
+        return "Events"
+
+    def handle(self, event: BaseEvent, **kwargs: Any) -> None:
+        if not isinstance(event, BrixGuardEvent):
+            self.seen.append(event.class_name())
+
+
+@pytest.fixture
+def watched() -> Iterator[tuple[Events, SimpleSpanHandler]]:
+    dispatcher, events, spans = get_dispatcher(), Events(), SimpleSpanHandler()
+    handlers, span_handlers = dispatcher.event_handlers, dispatcher.span_handlers
+    dispatcher.event_handlers, dispatcher.span_handlers = [*handlers, events], [*span_handlers, spans]
+    yield events, spans
+    dispatcher.event_handlers, dispatcher.span_handlers = handlers, span_handlers
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+async def test_events_spans_and_token_counts_are_those_of_the_bare_llm(
+    openai_like: Make, server: DemoServer, hook: str, watched: tuple[Events, SimpleSpanHandler]
+) -> None:
+    server.default = Reply("Hello there")
+    events, spans = watched
+    found = []
+    for make in (lambda llm: llm, guard):
+        counter = TokenCountingHandler()
+        llm = make(openai_like(additional_kwargs={"stream_options": {"include_usage": True}}))
+        llm.callback_manager = CallbackManager([counter])
+        events.seen.clear()
+        spans.completed_spans.clear()
+        await ask(llm, hook)
+        names = [span.id_.partition("-")[0] for span in spans.completed_spans]
+        found.append((list(events.seen), names, len(counter.llm_token_counts), counter.total_llm_token_count))
+    bare, guarded = found
+    assert guarded == bare
+    assert bare[2] == 1
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+async def test_the_tokens_counted_are_those_the_server_counts(openai_like: Make, server: DemoServer, hook: str) -> None:
+    server.script(ServerError(500))
+    server.default = Reply("Hello there my friend")
+    counter = TokenCountingHandler()
+    llm = guard(openai_like(), max_retries=1, max_backoff=0.0)
+    llm.callback_manager = CallbackManager([counter])
+    await ask(llm, hook)
+    seen = server.requests[-1]
+    assert counter.prompt_llm_token_count == seen.prompt_tokens == llm.get_traces()[0]["prompt_tokens"]
+    assert counter.completion_llm_token_count == seen.completion_tokens == llm.get_traces()[0]["completion_tokens"]
+    assert len(counter.llm_token_counts) == server.stats.requests == 2
+
+
+async def test_every_attempt_has_its_own_events(
+    openai_like: Make, server: DemoServer, watched: tuple[Events, SimpleSpanHandler]
+) -> None:
+    server.default = ServerError(500)
+    llm = guard(openai_like(), max_retries=2, max_backoff=0.0)
+    with pytest.raises(BrixRetryError):
+        await llm.achat([ChatMessage("Hello")])
+    assert watched[0].seen.count("LLMChatStartEvent") == server.stats.requests == 3

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from asyncio import CancelledError
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 from brix_core.call import PARTIAL_CHARACTERS, Attempt, CallRequest, CallResponse, Limits, Outcome
 from brix_core.clock import Clock
@@ -26,9 +26,16 @@ class LimitReachedError(Exception):
     def __init__(self, kind: TimeoutKind) -> None:
         super().__init__(kind)
         self.kind: TimeoutKind = kind
+        self.text = ""
+
+    def after(self, text: str) -> Self:
+        """The same, with what had arrived by then."""
+        self.text = text
+        return self
 
     def as_error(self, request: CallRequest, attempt: Attempt, partial: str = "") -> BrixTimeoutError:
         """The error a caller sees."""
+        partial = partial or self.text
         limits = request.limits
         limit = {"first_token": limits.first_token, "idle": limits.idle}.get(self.kind, limits.call) or 0.0
         option = _OPTION[self.kind]
@@ -88,9 +95,10 @@ def as_partial(response: CallResponse) -> CallResponse:
     return response._replace(partial=True, finish_reason="timeout")
 
 
-def may_collect(request: CallRequest) -> bool:
-    """Whether an answer may be streamed under the hood: by a model that can, and one choice, which chunks tell."""
-    return request.endpoint.streams and request.endpoint.choices(request.params) == 1
+def is_collected(request: CallRequest) -> bool:
+    """Whether an answer is streamed under the hood: by a model that can, and one choice, which chunks tell."""
+    wanted = request.collect or request.limits.keep_partial
+    return wanted and request.endpoint.streams and request.endpoint.choices(request.params) == 1
 
 
 class Tap:
@@ -105,7 +113,7 @@ class Tap:
     def __init__(self, request: CallRequest, clock: Clock) -> None:
         self._request = request
         self._clock = clock
-        self._hooks = request.hooks
+        self._hooks = [hook.anew() if hasattr(hook, "anew") else hook for hook in request.hooks]
         self._read = request.endpoint.read_chunk
         self._held: list[Any] = []
         self._kept = 0
@@ -194,4 +202,4 @@ class Waits:
             self._first_left = max(0.0, self._first_left - seconds)
 
 
-__all__ = ["LimitReachedError", "Tap", "Waits", "as_partial", "begin", "fail", "may_collect", "succeed"]
+__all__ = ["LimitReachedError", "Tap", "Waits", "as_partial", "begin", "fail", "is_collected", "succeed"]

@@ -10,7 +10,7 @@ from typing import Any
 
 from brix_core.call import CallRequest, CallResponse
 from brix_core.clock import Clock
-from brix_core.drivers.attempts import LimitReachedError, Tap, Waits, as_partial, begin, fail, may_collect, succeed
+from brix_core.drivers.attempts import LimitReachedError, Tap, Waits, as_partial, begin, fail, is_collected, succeed
 from brix_core.drivers.workers import EndOfSourceError, Pump, submit
 from brix_core.flow import Effect, Flow, ModelCall, Run, Sleep
 
@@ -77,7 +77,7 @@ def _perform(effect: Effect, clock: Clock) -> Any:
 def _call(request: CallRequest, clock: Clock) -> CallResponse:
     attempt = begin(request, clock)
     try:
-        if request.limits.keep_partial and may_collect(request):
+        if is_collected(request):
             return succeed(attempt, _collect(request, clock), clock)
         if request.limits.call is None:
             return succeed(attempt, request.endpoint.call(request), clock)
@@ -105,7 +105,9 @@ def _collect(request: CallRequest, clock: Clock) -> CallResponse:
     try:
         for chunk in source:
             tap.collect(chunk)
-    except LimitReachedError:
+    except LimitReachedError as error:
+        if not request.limits.keep_partial:
+            raise error.after(tap.text) from None
         return as_partial(request.endpoint.assemble(tap.chunks, tap.text, request))
     finally:
         source.close()

@@ -11,7 +11,7 @@ from typing import Any
 from brix_core.call import CallRequest, CallResponse
 from brix_core.clock import Clock
 from brix_core.drivers.alarm import Alarm
-from brix_core.drivers.attempts import LimitReachedError, Tap, Waits, as_partial, begin, fail, may_collect, succeed
+from brix_core.drivers.attempts import LimitReachedError, Tap, Waits, as_partial, begin, fail, is_collected, succeed
 from brix_core.flow import Effect, Flow, ModelCall, Run, Sleep
 
 log = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ async def _call(request: CallRequest, clock: Clock) -> CallResponse:
     attempt = begin(request, clock)
     limits = request.limits
     try:
-        if limits.keep_partial and may_collect(request):
+        if is_collected(request):
             return succeed(attempt, await _collect(request, clock), clock)
         if limits.call is None:
             return succeed(attempt, await request.endpoint.acall(request), clock)
@@ -122,7 +122,9 @@ async def _collect(request: CallRequest, clock: Clock) -> CallResponse:
                 tap.collect(await source.next())
             except StopAsyncIteration:
                 return request.endpoint.assemble(tap.chunks, tap.text, request)
-            except LimitReachedError:
+            except LimitReachedError as error:
+                if not request.limits.keep_partial:
+                    raise error.after(tap.text) from None
                 return as_partial(request.endpoint.assemble(tap.chunks, tap.text, request))
     finally:
         await source.aclose()

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, Final
 
 from brix_core.embedding.lexical import LexicalEmbedder
 from brix_core.embedding.semantic import SentenceTransformerEmbedder, installed, is_sentence_transformer
 from brix_core.embedding.vectors import Embedder, Vectors, async_refusal, embedded, shown
 from brix_core.errors import BrixConfigurationError
+
+log = logging.getLogger(__name__)
 
 _TAKEN: Final = (
     'None, "lexical", the name of a sentence-transformers model, a SentenceTransformer, LangChain Embeddings, '
@@ -46,7 +50,7 @@ def as_embedder(value: object = None) -> Embedder:
         brix_core.errors.BrixConfigurationError: embedder must be None, "lexical", ... got 0.9
     """
     if value is None:
-        return SentenceTransformerEmbedder() if installed("sentence_transformers") else LexicalEmbedder()
+        return SentenceTransformerEmbedder() if installed("sentence_transformers") else _lexical_instead()
     if isinstance(value, str) and value.strip().lower() == LexicalEmbedder.name:
         return LexicalEmbedder()
     if isinstance(value, str | os.PathLike) or is_sentence_transformer(value):
@@ -65,6 +69,15 @@ def as_embedder(value: object = None) -> Embedder:
                 _refuse_async(value, function)
                 return _Adapted(_name_of(value), function)
     raise BrixConfigurationError(f"embedder must be {_TAKEN}; got {shown(value)}")
+
+
+@cache
+def _lexical_instead() -> LexicalEmbedder:
+    log.warning(
+        "sentence-transformers is not installed, so texts are compared by their spelling, not by their meaning: "
+        'pip install "brix-guards[semantic]", or give embedder="lexical" if that is what you want'
+    )
+    return LexicalEmbedder()
 
 
 class _Adapted:

@@ -122,7 +122,7 @@ class LLMClientEndpoint:
 
     def call(self, request: CallRequest) -> CallResponse:
         """One blocking request."""
-        return self._answer(self._complete.call(_sender(request), patience(request.limits)))
+        return self._answer(self._complete.call(_sender(request), patience(request)))
 
     async def acall(self, request: CallRequest) -> CallResponse:
         """One request on the event loop."""
@@ -133,7 +133,7 @@ class LLMClientEndpoint:
         if self._stream is None:
             yield from self.as_chunks(self.call(request))
             return
-        source = self._stream.stream(_opener(request, self._stream.is_async), patience(request.limits))
+        source = self._stream.stream(_opener(request, self._stream.is_async), patience(request))
         try:
             for text in source:
                 yield self._piece(text)

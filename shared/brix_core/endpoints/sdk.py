@@ -18,7 +18,7 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Self, TypeGuard
 from urllib.parse import urlsplit
 
-from brix_core.call import CallRequest, CallResponse, Limits
+from brix_core.call import CallRequest, CallResponse
 from brix_core.conversation import DictCodec
 from brix_core.endpoints.sources import aclose, close
 from brix_core.endpoints.transport import Transport
@@ -147,7 +147,7 @@ class SDKEndpoint(ABC):
 
     def call(self, request: CallRequest) -> CallResponse:
         """One blocking request."""
-        raw = self._transport.call(self._sender(request, stream=False), patience(request.limits))
+        raw = self._transport.call(self._sender(request, stream=False), patience(request))
         return self._response(raw, request)
 
     async def acall(self, request: CallRequest) -> CallResponse:
@@ -156,7 +156,7 @@ class SDKEndpoint(ABC):
 
     def stream(self, request: CallRequest) -> Iterator[StreamPiece]:
         """Chunks, blocking."""
-        source = self._transport.stream(self._sender(request, stream=True), patience(request.limits))
+        source = self._transport.stream(self._sender(request, stream=True), patience(request))
         try:
             for chunk in source:
                 yield self.piece(chunk)
@@ -197,7 +197,7 @@ class SDKEndpoint(ABC):
         arguments = self._arguments(request, stream)
         if stream:
             arguments["stream"] = True
-        if "timeout" not in arguments and (bound := patience(request.limits)) is not None:
+        if "timeout" not in arguments and (bound := patience(request)) is not None:
             arguments["timeout"] = _shorter(self._client.timeout, bound)
         return lambda client: self._create(client)(**arguments)
 
@@ -242,11 +242,15 @@ def is_given(value: Any) -> bool:
     return value is not None and type(value).__name__ not in ("NotGiven", "Omit")
 
 
-def patience(limits: Limits) -> float | None:
-    """Seconds after which certainly nobody waits for the provider's next bytes any more."""
+def patience(request: CallRequest) -> float | None:
+    """Seconds after which certainly nobody waits for the provider's next bytes any more.
+
+    The limits between chunks bound streams only: a whole answer comes when it is ready.
+    """
+    limits = request.limits
     if limits.call is not None:
         return limits.call + TIMEOUT_SLACK
-    if limits.first_token is not None and limits.idle is not None:
+    if request.stream and limits.first_token is not None and limits.idle is not None:
         return max(limits.first_token, limits.idle) + TIMEOUT_SLACK
     return None
 

@@ -161,7 +161,14 @@ class ContextGuard:
                 "as a number"
             )
         cap = request.output_cap if request.output_cap is not None else endpoint.requested_cap(request.params)
-        return window - max(self.config.context_reserve_tokens, cap or 0)
+        left = window - max(self.config.context_reserve_tokens, cap or 0)
+        if left <= 0:
+            raise BrixConfigurationError(
+                f"the context window of {model!r} has {window} tokens, and none is left for the prompt beside an "
+                f"answer of {cap or 0} (max_tokens) and context_reserve_tokens={self.config.context_reserve_tokens}; "
+                "lower these"
+            )
+        return left
 
     def _task(self, request: CallRequest, tokens: int, limit: int) -> _Task:
         conversation, endpoints = request.conversation, (request.endpoint, *self._fallbacks)
@@ -246,8 +253,11 @@ class ContextGuard:
     def _refusal(self, task: _Task, tokens: int) -> BrixContextError:
         config, request = self.config, task.request
         if config.max_context_tokens == "auto":
-            source = "what the context window leaves beside the answer"
+            models = {endpoint.model(request.params) for endpoint in (request.endpoint, *self._fallbacks)}
+            source = f"what the context window leaves beside the answer (the smallest of {', '.join(sorted(models))})"
+            remedy = "take a model with a larger window"
         else:
+            remedy = "raise max_context_tokens"
             source = (
                 f"max_context_tokens={config.max_context_tokens} - "
                 f"context_reserve_tokens={config.context_reserve_tokens}"
@@ -258,7 +268,7 @@ class ContextGuard:
         return BrixContextError(
             f"what must be sent to {request.model} has {tokens} tokens ({beside} of them for tools, schemas and "
             f"framing), more than the {task.limit} of {source}. Shorten the system prompt, the last message or the "
-            f"tools, raise max_context_tokens{advice}",
+            f"tools, {remedy}{advice}",
             tokens=tokens,
             limit=task.limit,
         )

@@ -77,12 +77,12 @@ class LoopConfig:
     def __post_init__(self) -> None:
         for name in ("exact_loop_detection", "semantic_loop_detection", "tool_loop_detection"):
             checks.flag(name, getattr(self, name))
-        checks.whole("exact_loop_threshold", self.exact_loop_threshold, 2)
+        checks.whole("exact_loop_threshold", self.exact_loop_threshold, 2, 1_000)
         checks.fraction("semantic_loop_threshold", self.semantic_loop_threshold)
-        checks.whole("max_cycle_length", self.max_cycle_length, 1)
+        checks.whole("max_cycle_length", self.max_cycle_length, 1, 100)
         checks.one_of("on_loop", self.on_loop, ("inject_diversity", "raise"))
         checks.whole("diversity_attempts", self.diversity_attempts, 0)
-        checks.whole("loop_window", self.loop_window, 2)
+        checks.whole("loop_window", self.loop_window, 2, 10_000)
         prompt = self.loop_diversity_prompt
         if prompt is not None and not (isinstance(prompt, str) and prompt.strip()):
             raise BrixConfigurationError(f"loop_diversity_prompt must be a non-empty str, got {prompt!r}")
@@ -158,7 +158,10 @@ class LoopGuard:
             watch = RepetitionWatch(partial(self._cut, request))
             request = request.evolve(hooks=(*request.hooks, watch))
         if self._likeness is not None and not self._likeness.is_ready:
-            yield Run(self._likeness.prepare)
+            try:
+                yield Run(self._likeness.prepare)
+            except BrixGuardError as error:
+                self._without_embedder(request, error)
         prompt = request.conversation.sha256() if self._answers else ""
         turns = request.conversation.turns()
 
@@ -183,21 +186,23 @@ class LoopGuard:
             if request.call.streamed and self._may_inject(injections):
                 request.call.decide("loop", "found", kind=loop.kind, repeats=loop.repeats)
                 break  # the next call of this prompt is asked otherwise
-            response = yield from self._ask_otherwise(request, proceed, loop, injections)
+            response = yield from self._ask_otherwise(request, proceed, loop, injections, response.text)
             injections += 1
         return response
 
     def _may_inject(self, injections: int) -> bool:
         return self.config.on_loop == "inject_diversity" and injections < self.config.diversity_attempts
 
-    def _ask_otherwise(self, request: CallRequest, proceed: Proceed, loop: Loop, injections: int) -> Flow:
-        """Ask with a turn that tells of the loop.
+    def _ask_otherwise(
+        self, request: CallRequest, proceed: Proceed, loop: Loop, injections: int, answer: str = ""
+    ) -> Flow:
+        """Ask with a turn that tells of the loop, which `answer` has closed.
 
         Raises:
             BrixLoopError: That has been done often enough, or is not wanted.
         """
         if not self._may_inject(injections):
-            raise self._error(request, loop, injections)
+            raise self._error(request, loop, injections, answer)
         request.call.decide(
             "loop", "injected", kind=loop.kind, repeats=loop.repeats, what=loop.what, injection=injections + 1
         )
@@ -251,11 +256,15 @@ class LoopGuard:
         compare = partial(likeness.among, texts)
         try:
             alike = compare() if likeness.knows(texts) else (yield Run(compare))
-        except BrixGuardError as error:  # no reason to lose an answer: what is the same word for word is still found
-            log.warning("the loop guard compares word for word only: %s", error)
-            request.call.decide("loop", "embedder_failed", error=str(error)[:200])
+        except BrixGuardError as error:
+            self._without_embedder(request, error)
             return None
         return loop_by_meaning(happened, alike, **self._find)
+
+    def _without_embedder(self, request: CallRequest, error: BrixGuardError) -> None:
+        """It failed: no reason to lose a call or its answer, since what is the same word for word is still found."""
+        log.warning("the loop guard compares word for word only: %s", error)
+        request.call.decide("loop", "embedder_failed", error=str(error)[:200])
 
     def _noted(self, request: CallRequest, loop: Loop | None) -> Loop | None:
         """The loop when it is closed; one that is about to be is noted only."""
@@ -267,18 +276,20 @@ class LoopGuard:
     def _cut(self, request: CallRequest, repetition: Repetition) -> BrixLoopError:
         return self._error(request, _loop_of_text(repetition), 0)
 
-    def _error(self, request: CallRequest, loop: Loop, injections: int) -> BrixLoopError:
+    def _error(self, request: CallRequest, loop: Loop, injections: int, answer: str = "") -> BrixLoopError:
         decision = "cut" if request.call.streamed and loop.kind == "stream" else "stopped"
         request.call.decide("loop", decision, kind=loop.kind, repeats=loop.repeats, what=loop.what)
         vain = f"; asking for another way {injections} times (diversity_attempts) was in vain" if injections else ""
+        limit, advice = f" (exact_loop_threshold={self.config.exact_loop_threshold})", "tools, end the run, or raise it"
+        if loop.kind == "stream":
+            limit, advice = "", "sampling parameters, or end the run"
         return BrixLoopError(
-            f"{_told(loop)} (exact_loop_threshold={self.config.exact_loop_threshold}){vain}. Change the prompt or the "
-            "tools, end the run, or raise the limit",
+            f"{_told(loop)}{limit}{vain}. Change the prompt or the {advice}",
             kind=loop.kind,
             repeats=loop.repeats,
             cycle_length=loop.cycle_length,
             what=loop.what,
-            partial=request.call.partial_text,
+            partial=request.call.partial_text or answer,
         )
 
 
@@ -288,7 +299,8 @@ def _conversation(request: CallRequest, turns: Sequence[Turn]) -> int:
 
 
 def _loop_of_text(repetition: Repetition) -> Loop:
-    return Loop("stream", repetition.repeats, 1, f"the text {shortened(repetition.unit)!r}")
+    head, space, tail = repetition.unit.partition(" ")  # it may begin in the middle of a word
+    return Loop("stream", repetition.repeats, 1, f"the text {shortened(f'{tail}{head}{space}')!r}")
 
 
 def _told(loop: Loop) -> str:

@@ -150,7 +150,7 @@ class ObservabilityGuard:
 
     def _entry(self, record: _Record) -> dict[str, Any]:
         response, call = record.response, record.call
-        usage = call.attempts[-1].usage if call.attempts else None
+        usages = [attempt.usage for attempt in call.attempts if attempt.usage is not None]
         costs = [attempt.cost_nano for attempt in call.attempts if attempt.cost_nano is not None]
         text = response.text if response is not None else call.partial_text
         cut = response is None or response.partial
@@ -165,9 +165,9 @@ class ObservabilityGuard:
             "error": name,
             "error_message": message,
             "stream": record.stream,
-            "prompt_tokens": usage.input_tokens if usage else None,
-            "completion_tokens": usage.output_tokens if usage else None,
-            "usage_estimated": usage.estimated if usage else None,
+            "prompt_tokens": sum(usage.input_tokens for usage in usages) if usages else None,
+            "completion_tokens": sum(usage.output_tokens for usage in usages) if usages else None,
+            "usage_estimated": any(usage.estimated for usage in usages) if usages else None,
             "cost_usd": sum(costs) / 1e9 if costs else None,
             "latency_ms": record.latency * 1_000.0,
             "first_chunk_ms": None if call.first_chunk is None else (call.first_chunk - call.started) * 1_000.0,
@@ -205,6 +205,8 @@ def _attempt(attempt: Attempt, started: float) -> dict[str, Any]:
         "outcome": attempt.outcome,
         "error": attempt.error,
         "status": attempt.status,
+        "prompt_tokens": None if attempt.usage is None else attempt.usage.input_tokens,
+        "completion_tokens": None if attempt.usage is None else attempt.usage.output_tokens,
         "cost_usd": None if attempt.cost_nano is None else attempt.cost_nano / 1e9,
     }
 

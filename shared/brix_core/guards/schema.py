@@ -13,7 +13,8 @@ tools is not the final one.
 * Cut off at the output cap, or refused: not valid, and asked for again like any other answer.
 * Cut short by a time limit (``on_timeout="return_partial"``): not valid, and not asked for again.
 * A heal that runs out of ``max_healing_seconds`` fails with all answers so far. Whatever else goes wrong with a heal
-  (no money left, retries used up) comes out as it is; what was wrong before is among the call's decisions.
+  (no money left, retries used up) comes out as it is; errors of guards have the answers in ``schema_attempts``.
+* A heal that does not fit the context is tried once more with a glimpse of the wrong answer.
 * A stream whose chunks have reached the consumer is validated at its end, and not asked for again.
 * Several choices (``n`` > 1) are refused: one instance is returned.
 """
@@ -29,6 +30,8 @@ from brix_core.call import CallRequest, CallResponse, Deadline, Endpoint
 from brix_core.clock import Clock
 from brix_core.errors import (
     BrixConfigurationError,
+    BrixContextError,
+    BrixGuardError,
     BrixRetryError,
     BrixSchemaError,
     BrixTimeoutError,
@@ -47,6 +50,9 @@ REJECTED: Final = "rejected"
 
 MAX_ECHO: Final = 4_000
 """Characters of an answer that does not fit which are shown to the model again."""
+
+MIN_ECHO: Final = 200
+"""As `MAX_ECHO`, when the prompt would not fit otherwise."""
 
 MAX_PROBLEMS: Final = 5
 """Problems named in a decision and in an error's message; all of them are in `BrixSchemaError.attempts`."""
@@ -126,13 +132,19 @@ class SchemaGuard:
         asked = current = self._asking(request, schema)
         attempts: list[SchemaAttempt] = []
         deadline: Deadline | None = None
+        feedback = ""
         while True:
             try:
-                response = yield from proceed(current)
+                response = yield from self._asked(proceed, current, attempts)
             except (BrixTimeoutError, BrixRetryError) as error:
                 if not _is_out_of_time(error, deadline):
                     raise
                 raise self._failure(request, schema, attempts, self._time_is_over()) from error
+            except BrixContextError:
+                if not attempts or len(attempts[-1].text) <= MIN_ECHO:
+                    raise
+                current = _healing(asked, attempts[-1].text, feedback, deadline, MIN_ECHO)
+                response = yield from self._asked(proceed, current, attempts)
             if _asks_for_tools(request, response, schema):
                 return response
             answer = _answer(response, schema)
@@ -152,6 +164,14 @@ class SchemaGuard:
             request.call.decide("schema", "healing", attempt=len(attempts), problems=_named(attempts[-1]))
             current = _healing(asked, attempts[-1].text, feedback, deadline)
 
+    def _asked(self, proceed: Proceed, request: CallRequest, attempts: Sequence[SchemaAttempt]) -> Flow:
+        """The answer; a guard that has none is told of those before it."""
+        try:
+            return (yield from proceed(request))
+        except BrixGuardError as error:
+            error.schema_attempts = tuple(attempts)
+            raise
+
     def _asking(self, request: CallRequest, schema: ResponseSchema) -> CallRequest:
         """The request, its prompt with the schema where a model needs it there."""
         n = request.endpoint.choices(request.params)
@@ -160,8 +180,9 @@ class SchemaGuard:
         conversation = request.conversation
         if self.config.inject_schema_in_prompt and not self._is_held(request, schema):
             conversation = conversation.with_system(schema.instructions)
-        stream = request.stream and self.config.stream_mode == "partial"
-        return request.evolve(conversation=conversation, stream=stream)
+        held_back = request.stream and self.config.stream_mode == "validated"
+        stream = request.stream and not held_back
+        return request.evolve(conversation=conversation, stream=stream, collect=held_back or request.collect)
 
     def _is_held(self, request: CallRequest, schema: ResponseSchema) -> bool:
         """Whether every model that may answer is held to the schema by its provider."""
@@ -238,11 +259,13 @@ def _named(attempt: SchemaAttempt) -> list[str]:
     return [f"{path}: {message}" for path, message in attempt.problems[:MAX_PROBLEMS]]
 
 
-def _healing(asked: CallRequest, text: str, feedback: str, deadline: Deadline | None) -> CallRequest:
+def _healing(
+    asked: CallRequest, text: str, feedback: str, deadline: Deadline | None, most: int = MAX_ECHO
+) -> CallRequest:
     """The original request, with the answer that does not fit and what is wrong with it."""
     shown = text.strip() or "(no answer)"  # an empty message is refused by some providers
-    if len(shown) > MAX_ECHO:
-        shown = f"{shown[: MAX_ECHO // 2]}\n[...]\n{shown[-MAX_ECHO // 2 :]}"
+    if len(shown) > most:
+        shown = f"{shown[: most // 2]}\n[...]\n{shown[-most // 2 :]}"
     return asked.evolve(
         conversation=asked.conversation.adding(("assistant", shown), ("user", feedback)),
         stream=False,
@@ -291,4 +314,4 @@ def _is_format(item: Any) -> bool:
     return "json_schema" in (item.get("type"), inner.get("type") if isinstance(inner, dict) else None)
 
 
-__all__ = ["MAX_ECHO", "MAX_PROBLEMS", "PARSED", "REJECTED", "SchemaConfig", "SchemaGuard"]
+__all__ = ["MAX_ECHO", "MAX_PROBLEMS", "MIN_ECHO", "PARSED", "REJECTED", "SchemaConfig", "SchemaGuard"]

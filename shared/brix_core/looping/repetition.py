@@ -74,6 +74,10 @@ class RepetitionWatch:
         self._run = 0
         self._limit = 0
 
+    def anew(self) -> RepetitionWatch:
+        """A watch over another text; one that has seen nothing is as good."""
+        return RepetitionWatch(self._stop) if self._tail or self._pending else self
+
     def __call__(self, text: str) -> None:
         """Take note of a chunk.
 

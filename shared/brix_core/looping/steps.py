@@ -14,6 +14,7 @@ Example:
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
@@ -28,6 +29,8 @@ _ACTION: Final = re.compile(r"^[ \t*]*Action[ \d]*:[ \t*]*(.*)$", re.MULTILINE)
 _INPUT: Final = re.compile(r"^[ \t*]*Action Input[ \d]*:[ \t*]*", re.MULTILINE)
 _NEXT: Final = re.compile(r"^[ \t*]*(?:Thought|Action)[ \d]*:", re.MULTILINE)
 _INLINE: Final = re.compile(r"(\w+)\s*[\[(](.*)[\])]\s*", re.DOTALL)
+
+_LONG_NUMBER: Final = re.compile(r"\d{16}")
 
 
 class Step(NamedTuple):
@@ -103,10 +106,14 @@ def canonical(arguments: str) -> str:
     Example:
         >>> canonical('{"b": 2, "a": 1}'), canonical(" Paris ")
         ('{"a":1,"b":2}', 'Paris')
+        >>> canonical('{"wei": 20000000000000000001}')
+        '{"wei":20000000000000000001}'
     """
     try:
+        if _LONG_NUMBER.search(arguments):  # beyond 64 bits, all numbers look alike
+            return json.dumps(json.loads(arguments, parse_float=str), separators=(",", ":"), sort_keys=True)
         return orjson.dumps(orjson.loads(arguments), option=orjson.OPT_SORT_KEYS).decode()
-    except (orjson.JSONDecodeError, orjson.JSONEncodeError):
+    except (ValueError, RecursionError):
         return arguments.strip()
 
 

@@ -27,16 +27,18 @@ import dataclasses
 import json
 import re
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any, Final, NamedTuple
 
 import jsonschema_rs
-from pydantic import AliasChoices, AliasPath, BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 from typing_extensions import is_typeddict
 
 from brix_core.errors import BrixConfigurationError
 from brix_core.structured.extraction import Extracted, candidates
 from brix_core.structured.partial_json import partial_json
+from brix_core.structured.resemblance import Resemblance
 from brix_core.structured.strict_schema import strict
 
 INSTRUCTIONS_HEADING: Final = "# Format of the answer"
@@ -46,6 +48,7 @@ MAX_FEEDBACK_CHARS: Final = 2000
 """Length of `ResponseSchema.feedback`, characters."""
 
 _MAX_PROBLEMS = 50
+_UNREADABLE = "no complete JSON value can be read: it is cut off, is not JSON, or several stand side by side"
 _MAX_INPUT_CHARS = 60
 
 
@@ -116,8 +119,7 @@ class ResponseSchema:
             f"this JSON Schema (do not repeat the schema):\n{json.dumps(json_schema, ensure_ascii=False)}"
         )
         self._adapter = adapter
-        self._fields = _root_fields(json_schema)
-        self._known = self._fields | _other_names(source) if self._fields else self._fields
+        self._resemblance = Resemblance(json_schema, source)
 
     def __repr__(self) -> str:
         return f"ResponseSchema({self.name!r})"
@@ -231,7 +233,7 @@ class ResponseSchema:
         unlike: list[Problem] = []
         problems: list[Problem] = []
         for found in candidates(text):
-            objection = self._objection(found)
+            objection = self._resemblance.objection(found)
             instance, wrong = (None, [Problem("$", objection, found.value)]) if objection else self._check(found.value)
             if not wrong:
                 return instance, found
@@ -243,8 +245,7 @@ class ResponseSchema:
                 break
         if not problems and not unlike:
             broken = "{" in text or "[" in text
-            message = "the JSON is cut off or cannot be read" if broken else "there is no JSON in the answer"
-            unlike = [Problem("$", message, None)]
+            unlike = [Problem("$", _UNREADABLE if broken else "there is no JSON in the answer", None)]
         raise SchemaMismatch(problems or unlike, text)
 
     def partial(self, text: str) -> Any | None:
@@ -279,43 +280,27 @@ class ResponseSchema:
             lines.append(line)
         return "\n".join([*lines, tail])
 
-    def _objection(self, found: Extracted) -> str:
-        """Why a candidate is no answer, whatever the schema allows; empty when it may be one."""
-        value = found.value
-        if not isinstance(value, dict):
-            return ""
-        if _is_echo(value, self.json_schema, self._fields):
-            return "this is the JSON Schema; answer with an instance of it"
-        if not self._fields:
-            return "the object is cut off" if found.cut else ""
-        if not value:
-            return "" if found.how in ("strict", "fenced") else "an empty object"
-        if not self._known & value.keys():
-            return "the object has none of the fields of the schema"
-        if missing := sorted(self._fields - value.keys()) if found.cut else []:
-            return f"the object is cut off before {', '.join(missing)}"
-        return ""
-
     def _check(self, value: Any) -> tuple[Any, list[Problem]]:
         try:
             text = json.dumps(value, allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:
             return None, [Problem("$", f"not a JSON value: {error}", value)]
         if self._adapter is None:
-            errors = self._validator.iter_errors(value) if self._validator else ()
+            errors = self._validator.iter_errors(value) if self._validator else iter(())
             problems = [
                 Problem(_path(error.instance_path), _shortened(error.message, 200), error.instance)
-                for error, _ in zip(errors, range(_MAX_PROBLEMS), strict=False)
+                for error in islice(errors, _MAX_PROBLEMS)
             ]
-            return value, problems
+            return value, [*problems, *_more(sum(1 for _ in errors))]
         try:
             return self._adapter.validate_json(text), []
         except ValidationError as error:
             details = error.errors(include_url=False, include_context=False)[:_MAX_PROBLEMS]
-            return None, [
+            problems = [
                 Problem(_path(_location(value, detail["loc"], detail["type"])), detail["msg"], detail["input"])
                 for detail in details
             ]
+            return None, [*problems, *_more(error.error_count() - len(problems))]
 
 
 def _compile(schema: dict[str, Any], source: Any) -> Any:
@@ -331,49 +316,8 @@ def _compile(schema: dict[str, Any], source: Any) -> Any:
         ) from error
 
 
-def _other_names(source: Any) -> frozenset[str]:
-    """By what else a model may know its fields than by the names in its JSON Schema."""
-    names: set[str] = set()
-    for name, field in getattr(source, "model_fields", {}).items():
-        alias = field.validation_alias
-        choices = alias.choices if isinstance(alias, AliasChoices) else [alias]
-        names |= {str(choice.path[0]) if isinstance(choice, AliasPath) else str(choice) for choice in choices}
-        names.add(name)
-    return frozenset(names)
-
-
-def _root_fields(schema: dict[str, Any], depth: int = 0) -> frozenset[str]:
-    """The properties an object at the top may have; empty when it may have any, or need not be an object."""
-    if schema.get("additionalProperties") not in (None, False) and not schema.get("properties"):
-        return frozenset()
-    fields = set(schema["properties"]) if isinstance(schema.get("properties"), dict) else set()
-    reference = schema.get("$ref")
-    parts = [part for key in ("anyOf", "oneOf", "allOf") for part in schema.get(key, ())]
-    return (
-        frozenset(fields) if not reference and not parts else _fields_of_parts(schema, fields, reference, parts, depth)
-    )
-
-
-def _fields_of_parts(
-    schema: dict[str, Any], fields: set[str], reference: Any, parts: list[Any], depth: int
-) -> frozenset[str]:
-    if isinstance(reference, str) and reference.startswith(("#/$defs/", "#/definitions/")):
-        _, group, name = reference.split("/", 2)
-        parts = [*parts, schema.get(group, {}).get(name)]
-    shared: dict[str, Any] = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
-    for part in parts:
-        if isinstance(part, dict) and depth < 8:
-            fields |= _root_fields({**shared, **part}, depth + 1)
-    return frozenset(fields)
-
-
-def _is_echo(value: dict[str, Any], schema: dict[str, Any], fields: frozenset[str]) -> bool:
-    if value == schema:
-        return True
-    properties = value.get("properties")
-    if "properties" in fields or not isinstance(properties, dict) or not properties:
-        return "$defs" in value and "$defs" in schema and "$defs" not in fields
-    return properties.keys() <= fields and all(isinstance(part, dict) for part in properties.values())
+def _more(count: int) -> list[Problem]:
+    return [Problem("$", f"and {count} more problems", None)] if count > 0 else []
 
 
 def _location(value: Any, location: Sequence[int | str], kind: str) -> list[int | str]:

@@ -66,7 +66,7 @@ def strict(schema: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _convert(schema: Any) -> dict[str, Any]:
-    if not isinstance(schema, dict) or _IMPOSSIBLE & schema.keys():
+    if not isinstance(schema, dict) or _IMPOSSIBLE & schema.keys() or _is_of_draft_4(schema):
         raise _NotStrictError
     if "$ref" in schema:
         if not schema["$ref"].startswith("#"):
@@ -89,6 +89,10 @@ def _convert(schema: Any) -> dict[str, Any]:
     if not result.keys() & {"type", "anyOf", "enum", "const"}:
         raise _NotStrictError
     return result
+
+
+def _is_of_draft_4(schema: dict[str, Any]) -> bool:
+    return any(isinstance(schema.get(key), bool) for key in ("exclusiveMinimum", "exclusiveMaximum"))
 
 
 def _close(schema: dict[str, Any], result: dict[str, Any]) -> None:
