@@ -15,6 +15,17 @@ PEER_READY := $(PEER)/.installed
 SEMANTIC := .venv-semantic
 SEMANTIC_READY := $(SEMANTIC)/.installed
 SEMANTIC_PINS := -c constraints.txt -c constraints-semantic.txt
+LOWEST := .venv-lowest
+LOWEST_READY := $(LOWEST)/.installed
+LOWEST_PINS := $(LOWEST)/constraints.txt
+LOWEST_TESTS := tests/test_lowest.py \
+	$(addprefix tests/llamaindex/test_,surface.py structured_output.py output_parser.py tools.py engines.py retrieval.py) \
+	$(addprefix tests/langchain/test_,bypass.py sessions.py messages.py)
+# What the frameworks themselves came to do later: LlamaIndex streams objects of text models, and accepts in them what
+# only JSON can say (0.14.22), makes `to_payload` of an LLM, mocks the streams of function-calling LLMs; LangChain has
+# the third version of `stream_events`, and marks what is private in a run's metadata.
+LOWEST_WITHOUT := ((text or completion) and structured_output and stream) or only_json_can_say \
+	or is_an_instance_of_its_class or an_agent_of_mocks or v3 or shows_in_no_trace_of_langchain
 
 PACKAGES := shared/brix_core brix_langchain brix_llamaindex
 SOURCES := $(PACKAGES) $(wildcard tests benchmarks notebooks)
@@ -79,6 +90,27 @@ $(SEMANTIC_READY): pyproject.toml constraints.txt constraints-semantic.txt
 .PHONY: test-semantic
 test-semantic: $(SEMANTIC_READY) ## Run the tests on a real embedding model, offline (installs 1.3 GB)
 	HF_HUB_OFFLINE=1 $(SEMANTIC)/bin/python -m pytest -q --confcutdir=tests/semantic tests/semantic $(ARGS)
+
+# The lowest versions stand in place of the pins of the same packages; awk, because pip takes no two pins of one package.
+$(LOWEST_READY): pyproject.toml constraints.txt constraints-lowest.txt
+	@$(call make_venv,$(LOWEST))
+	@awk -F '==' 'function key(name) { gsub(/[-_.]+/, "-", name); return tolower(name) } \
+		FNR == NR { if (!/^#/) { lowest[key($$1)]; print } next } !(key($$1) in lowest)' \
+		constraints-lowest.txt constraints.txt > $(LOWEST_PINS)
+	$(LOWEST)/bin/python $(PIP) --no-compile -c $(LOWEST_PINS) hatchling editables
+	$(LOWEST)/bin/python $(PIP) --no-compile -c $(LOWEST_PINS) --no-build-isolation -e ".[langchain,openai,anthropic,demo]" \
+		langchain-anthropic faiss-cpu llama-index-vector-stores-faiss pytest pytest-asyncio hypothesis
+	@touch $@
+
+# LlamaIndex imports LangGraph wherever it is installed, and the lowest version of that warns of itself.
+.PHONY: test-lowest
+test-lowest: $(LOWEST_READY) ## Run tests on the lowest supported versions of both frameworks
+	$(LOWEST)/bin/python -m pytest -q -W 'ignore:AgentStatePydantic has been moved:DeprecationWarning' \
+		-k "not ($(LOWEST_WITHOUT))" $(LOWEST_TESTS) $(ARGS)
+
+.PHONY: notebooks
+notebooks: $(READY) ## Run the notebooks, and keep what they show
+	$(BIN)/python -m notebooks.execute
 
 .PHONY: lint
 lint: $(READY) ## Check style, types and architecture

@@ -6,7 +6,7 @@ Needs the extra ``langchain`` (``pip install "brix-guards[langchain]"``).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, aclosing, contextmanager, nullcontext
 from functools import cache
 from typing import Any, Final, Literal, cast
@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, cast
 from langchain_classic.agents import AgentExecutor, AgentExecutorIterator
 from langchain_core.agents import AgentAction, AgentFinish, AgentStep
 from langchain_core.callbacks import BaseCallbackHandler
-from langchain_core.language_models import BaseChatModel, BaseLanguageModel
+from langchain_core.language_models import BaseChatModel, BaseLanguageModel, BaseLLM
 from langchain_core.runnables import (
     Runnable,
     RunnableBinding,
@@ -39,6 +39,7 @@ from brix_langchain.executor_loops import Batch, LoopWatch
 from brix_langchain.guarding import guard
 from brix_langchain.refusals import RefusalsAreFinal
 from brix_langchain.sessions import session_of
+from brix_langchain.string_llm import GuardedLLM
 
 _LOOP_OPTIONS: Final = frozenset(field.name for field in dataclasses.fields(LoopConfig))
 _OF_ANSWERS: Final = {
@@ -46,6 +47,11 @@ _OF_ANSWERS: Final = {
     "response_schema": "Read the output with BrixOutputParser",
 }
 """Options about single answers of a model, which mean nothing to an agent; and what to do instead."""
+
+_PLACES: Final = (("runnable",), ("llm_chain", "llm"), ("llm",))
+"""Where agents have their model: those made by functions, and the older classes."""
+
+_Guarded = GuardedChatModel | GuardedLLM | BrixCallbackHandler
 
 
 def guard_agent_executor(
@@ -122,7 +128,7 @@ class GuardedAgentExecutor(RefusalsAreFinal, AgentExecutor):
     """An agent executor behind guards. Made by `guard_agent_executor`."""
 
     _loops: LoopWatch | None = PrivateAttr(default=None)
-    _model: GuardedChatModel | BrixCallbackHandler | None = PrivateAttr(default=None)
+    _model: _Guarded | None = PrivateAttr(default=None)
 
     def get_traces(self, session_id: str | None = None) -> list[dict[str, Any]]:
         """Trace entries of the agent's model calls, newest first; none when no option is about its model.
@@ -259,18 +265,36 @@ def _guarded_class(kind: type[AgentExecutor]) -> type[GuardedAgentExecutor]:
     return type(f"Guarded{kind.__name__}", (GuardedAgentExecutor, kind), {"__module__": kind.__module__})
 
 
-def _guarded_model(fields: dict[str, Any], options: Mapping[str, Any]) -> GuardedChatModel | BrixCallbackHandler:
+def _guarded_model(fields: dict[str, Any], options: Mapping[str, Any]) -> _Guarded:
     """Guard the agent's model, in the executor's fields; where it cannot be reached, by callbacks."""
     agent = fields["agent"]
-    runnable: Any = getattr(agent, "runnable", None)
-    models = {id(model): model for model in _models_in(runnable)}
-    bare = (model for model in _models_anywhere(runnable, set()) if not isinstance(model, GuardedChatModel))
-    model = next(iter(models.values()), None)
-    if not isinstance(model, BaseChatModel) or len(models) > 1 or any(id(other) not in models for other in bare):
-        return BrixCallbackHandler(**options)
-    guarded: Any = guard(model, **options)
-    fields["agent"] = agent.model_copy(update={"runnable": rebind(runnable, model, guarded)})
-    return cast(GuardedChatModel, guarded)
+    place = next((place for place in _PLACES if _at(agent, place) is not None), ())
+    chain = _at(agent, place) if place else None
+    models = {id(model): model for model in _models_in(chain)}
+    bare = (model for model in _models_anywhere(chain, set()) if not isinstance(model, GuardedChatModel | GuardedLLM))
+    model: Any = next(iter(models.values()), None)
+    if isinstance(model, BaseChatModel | BaseLLM) and len(models) == 1 and all(id(other) in models for other in bare):
+        guarded: Any = guard(model, **options)
+        fields["agent"] = _with(agent, place, rebind(cast(Any, chain), cast(Any, model), guarded))
+        return cast(_Guarded, guarded)
+    if fields.get("early_stopping_method") == "generate":
+        raise BrixConfigurationError(
+            "early_stopping_method='generate' asks the agent's model without callbacks, and the model cannot be "
+            "reached to be guarded otherwise. Use early_stopping_method='force', or guard(model, ...) itself"
+        )
+    return BrixCallbackHandler(**options)
+
+
+def _at(agent: Any, place: Sequence[str]) -> Any:
+    for name in place:
+        agent = getattr(agent, name, None)
+    return agent
+
+
+def _with(agent: Any, place: Sequence[str], chain: Any) -> Any:
+    """A copy of the agent with another chain in that place."""
+    name, *inner = place
+    return agent.model_copy(update={name: _with(getattr(agent, name), inner, chain) if inner else chain})
 
 
 def _models_in(runnable: Any) -> Iterator[BaseLanguageModel[Any]]:

@@ -15,11 +15,19 @@ from brix_core.call import CallRequest, CallResponse
 from brix_core.drivers.stepwise import Stepwise
 from brix_core.errors import BrixRunLimitError
 from brix_core.flow import Flow, compose
+from brix_core.looping.steps import Taken
 from brix_core.options import GuardOptions
 from brix_core.pipeline import Pipeline
 from brix_core.session import Session, current_session_id
 from brix_langchain.callback_options import parse_for_callbacks
-from brix_langchain.called_model import CalledModel, answer_of, billed, billed_in, is_from_cache
+from brix_langchain.called_model import (
+    CalledModel,
+    answer_of,
+    billed,
+    billed_in,
+    has_cleared_results,
+    is_from_cache,
+)
 from brix_langchain.open_calls import OpenCall, OpenCalls, withdraw
 from brix_langchain.outermost import Runs, running_task, tool_use
 from brix_langchain.reading import added, usage_of
@@ -258,6 +266,9 @@ class BrixCallbackHandler(BaseCallbackHandler):
         try:
             request = self._pipeline.request(model, messages, params, session_id=_session(metadata or {}))
             request.call.run_id = request.session.run_id = str(run_id)
+            if self._tool_threshold is not None and has_cleared_results(messages):
+                # They would look like equal ones. The tools of the run are watched themselves.
+                request = request.evolve(taken=Taken(str(run.run_id), ()))
             step = Stepwise(self._pipeline.traces.flow(request, self._watched), self._pipeline.clock)
             step.begin()
             try:

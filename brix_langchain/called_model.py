@@ -5,10 +5,10 @@ Nothing can be sent from here. What is known of the model is what LangChain hand
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from langchain_core.messages import AIMessage, AIMessageChunk
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, ToolMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, GenerationChunk, LLMResult
 
 from brix_core.call import CallResponse
@@ -141,6 +141,14 @@ def answer_of(result: LLMResult, model: str, usage: Usage | None = None) -> Call
     )
 
 
+def has_cleared_results(messages: Iterable[BaseMessage]) -> bool:
+    """Whether LangChain's context editing took results of tools out of this prompt: all that is left is one word."""
+    return any(
+        isinstance(message, ToolMessage) and message.response_metadata.get("context_editing", {}).get("cleared")
+        for message in messages
+    )
+
+
 def is_from_cache(result: LLMResult) -> bool:
     """Whether the answer comes from LangChain's cache.
 
@@ -173,4 +181,4 @@ def billed_in(event: Mapping[str, Any]) -> str:
     return "".join(str(delta.get(part) or "") for part in ("text", "reasoning", "args"))
 
 
-__all__ = ["CalledModel", "answer_of", "billed", "billed_in", "is_from_cache"]
+__all__ = ["CalledModel", "answer_of", "billed", "billed_in", "has_cleared_results", "is_from_cache"]

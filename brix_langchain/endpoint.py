@@ -31,6 +31,7 @@ from brix_langchain.messages import CODEC, LangChainCodec
 from brix_langchain.own_retries import has_sdk_client
 from brix_langchain.reading import (
     added,
+    auntil_cut_off,
     billed_beside,
     billed_text,
     cut_off,
@@ -39,6 +40,7 @@ from brix_langchain.reading import (
     reported_usage,
     tool_call,
     tool_calls_of,
+    until_cut_off,
     usage_of,
 )
 
@@ -197,17 +199,22 @@ class ChatModelEndpoint:
             return iter(self.as_chunks(self.call(request)))
         if self.inner.rate_limiter is not None:
             self.inner.rate_limiter.acquire(blocking=True)
-        return self.inner._stream(request.conversation.messages, **self._arguments(request))
+        chunks = self.inner._stream(request.conversation.messages, **self._arguments(request))
+        return chunks if request.schema is None else until_cut_off(chunks)
 
     def astream(self, request: CallRequest) -> AsyncIterator[ChatGenerationChunk]:
         """The model's own chunks, on the event loop."""
         if self.inner.rate_limiter is not None:
             return self._paced(request, self.inner.rate_limiter)
-        return self._loops.here()._astream(request.conversation.messages, **self._arguments(request))
+        return self._chunks(request)
+
+    def _chunks(self, request: CallRequest) -> AsyncIterator[ChatGenerationChunk]:
+        chunks = self._loops.here()._astream(request.conversation.messages, **self._arguments(request))
+        return chunks if request.schema is None else auntil_cut_off(chunks)
 
     async def _paced(self, request: CallRequest, limiter: BaseRateLimiter) -> AsyncIterator[ChatGenerationChunk]:
         await limiter.aacquire(blocking=True)
-        source = self._loops.here()._astream(request.conversation.messages, **self._arguments(request))
+        source = self._chunks(request)
         async with aclosing(cast(Any, source)):
             async for chunk in source:
                 yield chunk

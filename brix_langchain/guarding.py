@@ -64,7 +64,8 @@ def guard(target: Any, **options: Any) -> Any:
     request. Around a chain, a graph or an agent they see whole runs: time limits, retries, ``requests_per_minute``,
     circuit breaker, ``fallbacks`` and traces are about runs. Budget, tool loops and ``per_step_timeout`` hold inside,
     by callbacks, at each call of a model. What is about one prompt or answer (``tokens_per_minute``,
-    ``max_context_tokens``, ``response_schema``) is refused there: guard the model inside.
+    ``max_context_tokens``, ``response_schema``) is refused there: guard the model inside. Guarded models inside a
+    guarded run charge the session once, under the lower cap.
 
     Args:
         target: It is left as it is. A guarded model works on a copy whose own retries are off, since a retry inside

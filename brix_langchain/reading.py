@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import aclosing, closing
 from functools import lru_cache
 from typing import Any, Final, cast
 
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, BaseMessage
-from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from pydantic import PydanticUserError, TypeAdapter
 
 from brix_core.call import ToolCall
@@ -53,19 +54,60 @@ def _format_of(kind: type) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": kind.__name__, "schema": schema}}
 
 
+_CUT_OFF: Final = {"LengthFinishReasonError": "length", "ContentFilterFinishReasonError": "content_filter"}
+"""What OpenAI's SDK raises about an answer in a format that is not whole; the SDK may not be there."""
+
+
 def cut_off(error: Exception, model: BaseChatModel) -> ChatResult:
     """The answer that OpenAI's SDK raises about where a format was asked for: cut off at the output cap, or filtered.
 
     Raises:
         Exception: It is about something else.
     """
-    kind = type(error).__name__  # the SDK may not be there
-    if kind == "LengthFinishReasonError" and hasattr(model, "_create_chat_result"):
+    reason = _CUT_OFF.get(type(error).__name__)
+    if reason is None:
+        raise error
+    if reason == "length" and hasattr(model, "_create_chat_result"):
         return cast(ChatResult, model._create_chat_result(getattr(error, "completion", None)))
-    if kind == "ContentFilterFinishReasonError":
-        message = AIMessage("", response_metadata={"finish_reason": "content_filter"})
-        return ChatResult(generations=[ChatGeneration(message=message)])
-    raise error
+    return ChatResult(generations=[ChatGeneration(message=AIMessage("", response_metadata={"finish_reason": reason}))])
+
+
+def until_cut_off(chunks: Iterator[ChatGenerationChunk]) -> Iterator[ChatGenerationChunk]:
+    """The chunks of an answer in a format; one that is not whole ends with its reason, not with the SDK's error."""
+    reason: str | None = None
+    with closing(cast(Any, chunks)):
+        try:
+            for chunk in chunks:
+                reason = finish_reason_of(chunk) or reason
+                yield chunk
+        except Exception as error:
+            yield from _last_word(error, reason)
+
+
+async def auntil_cut_off(chunks: AsyncIterator[ChatGenerationChunk]) -> AsyncIterator[ChatGenerationChunk]:
+    """The same on an event loop."""
+    reason: str | None = None
+    async with aclosing(cast(Any, chunks)):
+        try:
+            async for chunk in chunks:
+                reason = finish_reason_of(chunk) or reason
+                yield chunk
+        except Exception as error:
+            for chunk in _last_word(error, reason):
+                yield chunk
+
+
+def _last_word(error: Exception, reason: str | None) -> Sequence[ChatGenerationChunk]:
+    """What is left to say of an answer that is not whole: why, unless its chunks have said so.
+
+    Raises:
+        Exception: Something else went wrong.
+    """
+    why = _CUT_OFF.get(type(error).__name__)
+    if why is None:
+        raise error
+    info = {"finish_reason": why}
+    return () if reason else [ChatGenerationChunk(message=AIMessageChunk(content=""), generation_info=info)]
 
 
 _BILLED_BLOCKS: Final = ("text", "thinking", "reasoning")
@@ -134,6 +176,7 @@ def added(first: Usage | None, second: Usage) -> Usage:
 
 __all__ = [
     "added",
+    "auntil_cut_off",
     "billed_beside",
     "billed_text",
     "cut_off",
@@ -142,5 +185,6 @@ __all__ = [
     "reported_usage",
     "tool_call",
     "tool_calls_of",
+    "until_cut_off",
     "usage_of",
 ]

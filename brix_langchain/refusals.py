@@ -8,7 +8,8 @@ them, is also LangGraph's control flow (`GraphBubbleUp`): the retry policies of 
 as ever.
 
 Out of reach is LangChain's recovery around something that only *contains* a guarded model, such as a chain's own
-``with_retry``. For that there are `but_guard_errors` and `with_fallbacks` here.
+``with_retry``. For that there are `but_guard_errors` and `with_fallbacks` here. The `ModelFallbackMiddleware` of
+langchain 1.0 stops at no control flow either: name the other models to the guard, ``guard(model, fallbacks=[...])``.
 """
 
 from __future__ import annotations

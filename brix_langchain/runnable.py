@@ -29,8 +29,9 @@ class GuardedRunnable(RefusalsAreFinal, RunnableSerializable[Input, Output]):
 
     It is used like the runnable it wraps: invoke, stream, transform, batch and their async twins, events, in chains
     and graphs. Time limits, retries, rate, circuit breaker, failover and traces are those of a whole *run*. The budget
-    is kept *inside*, by callbacks: each call of a model that LangChain tells of is reserved and settled. (A run in
-    which no model reports, since it is called by other means than LangChain's, is not metered.)
+    is kept *inside*, by callbacks: each call of a model that LangChain tells of is reserved and settled. A run in which
+    LangChain tells of none is not metered, which is logged. A guarded model inside, whose money is in the same store,
+    keeps the lower of its own cap and the run's. A stream that is closed early stops the models inside.
 
     Attributes:
         inner: The wrapped runnable.

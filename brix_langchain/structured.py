@@ -89,6 +89,32 @@ class InstanceReader(BrixOutputParser[Any]):
         return self.parse_result(result, partial=partial)
 
     @override
+    def transform(
+        self, input: Iterator[str | BaseMessage], config: RunnableConfig | None = None, **kwargs: Any
+    ) -> Iterator[Any]:
+        # LangChain's own reads a stream that is dropped to its end, for its traces: paid for, and waited for.
+        source = _Endable(input)
+        values = super().transform(source, config, **kwargs)
+        try:
+            for value in values:  # noqa: UP028 (`yield from` would close them before the source)
+                yield value
+        finally:
+            source.close()
+
+    @override
+    async def atransform(
+        self, input: AsyncIterator[str | BaseMessage], config: RunnableConfig | None = None, **kwargs: Any
+    ) -> AsyncIterator[Any]:
+        source = _AsyncEndable(input)
+        values = super().atransform(source, config, **kwargs)
+        try:
+            async for value in values:
+                yield value
+        finally:
+            await source.aclose()
+            await cast(Any, values).aclose()
+
+    @override
     def _transform(self, input: Iterator[str | BaseMessage]) -> Iterator[Any]:
         answer, names, texts = _Growing(self._schema.name), set[str](), list[str]()
         for chunk in input:
@@ -131,6 +157,46 @@ class InstanceReader(BrixOutputParser[Any]):
             return super()._read_or_heal(text, prompt)
         except OutputParserException as error:  # of a cache, or of a model that is not guarded
             raise cast(BrixSchemaError, error.__cause__) from None
+
+
+class _Endable(Iterator[T]):
+    """An iterator that ends for all who read it once it is closed."""
+
+    def __init__(self, source: Iterator[T]) -> None:
+        self._source: Iterator[T] | None = source
+
+    def __iter__(self) -> Iterator[T]:
+        return self
+
+    def __next__(self) -> T:
+        if self._source is None:
+            raise StopIteration
+        return next(self._source)
+
+    def close(self) -> None:
+        source, self._source = self._source, None
+        if (close := getattr(source, "close", None)) is not None:
+            close()
+
+
+class _AsyncEndable(AsyncIterator[T]):
+    """The same on an event loop."""
+
+    def __init__(self, source: AsyncIterator[T]) -> None:
+        self._source: AsyncIterator[T] | None = source
+
+    def __aiter__(self) -> AsyncIterator[T]:
+        return self
+
+    async def __anext__(self) -> T:
+        if self._source is None:
+            raise StopAsyncIteration
+        return await anext(self._source)
+
+    async def aclose(self) -> None:
+        source, self._source = self._source, None
+        if (close := getattr(source, "aclose", None)) is not None:
+            await close()
 
 
 class _OfAModel(RefusalsAreFinal):

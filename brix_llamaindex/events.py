@@ -9,6 +9,7 @@ from __future__ import annotations
 from asyncio import CancelledError
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Final
 
 from llama_index.core.bridge.pydantic import Field
@@ -26,6 +27,7 @@ RUN_TAG: Final = "brix.run_id"
 """Tag of the events of a guarded LLM: the ``run_id`` of its trace entry."""
 
 _dispatcher = get_dispatcher(__name__)
+_failures: ContextVar[list[BrixError] | None] = ContextVar("brix_llamaindex_failures", default=None)
 
 
 class BrixGuardEvent(BaseEvent):
@@ -62,6 +64,19 @@ class BrixGuardEvent(BaseEvent):
 
 
 @contextmanager
+def outspoken() -> Iterator[None]:
+    """Raise what the guards raised last in this block, where LlamaIndex has made a text of it."""
+    failures: list[BrixError] = []
+    token = _failures.set(failures)
+    try:
+        yield
+    finally:
+        _failures.reset(token)
+    if failures:
+        raise failures[-1]
+
+
+@contextmanager
 def announced(request: CallRequest) -> Iterator[None]:
     """Dispatch the events of a call when its block ends."""
     failure: BaseException | None = None
@@ -69,6 +84,9 @@ def announced(request: CallRequest) -> Iterator[None]:
         yield
     except BaseException as error:
         failure = error
+        noted = _failures.get()
+        if noted is not None and isinstance(error, BrixError):
+            noted.append(error)
         raise
     finally:
         if _is_watched():
@@ -129,4 +147,4 @@ def outcome_of(call: LogicalCall, failure: BaseException | None) -> Outcome:
     return "refused" if isinstance(failure, BrixError) and not call.attempts else "failed"
 
 
-__all__ = ["RUN_TAG", "BrixGuardEvent", "announced", "outcome_of", "tagged"]
+__all__ = ["RUN_TAG", "BrixGuardEvent", "announced", "outcome_of", "outspoken", "tagged"]

@@ -33,11 +33,15 @@ from brix_core.errors import BrixConfigurationError
 from brix_core.options import GuardOptions, Parsed, parse
 from brix_core.pipeline import Pipeline
 from brix_llamaindex.endpoint import LLMEndpoint
+from brix_llamaindex.events import outspoken
 from brix_llamaindex.faces import face, private_copy, without_retries
 from brix_llamaindex.guards import STATE, Guards
 from brix_llamaindex.messages import Prompt
 from brix_llamaindex.parsed_streams import ParsedStreams
 from brix_llamaindex.structured import StructuredPrediction
+
+if TYPE_CHECKING:
+    from llama_index.core.chat_engine.types import AgentChatResponse
 
 log = logging.getLogger(__name__)
 
@@ -150,6 +154,16 @@ class GuardedLLM(ParsedStreams, StructuredPrediction):
     async def astream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseAsyncGen:
         """Complete a text through the guards, streamed on the event loop."""
         return cast(CompletionResponseAsyncGen, self.brix.astream((Prompt(prompt),), _with(formatted, kwargs)))
+
+    def predict_and_call(self, *args: Any, **kwargs: Any) -> AgentChatResponse:
+        """As the LLM's own; but what the guards raise is raised, which LlamaIndex makes a text of for some LLMs."""
+        with outspoken():
+            return super().predict_and_call(*args, **kwargs)
+
+    async def apredict_and_call(self, *args: Any, **kwargs: Any) -> AgentChatResponse:
+        """As `predict_and_call`, on the event loop."""
+        with outspoken():
+            return await super().apredict_and_call(*args, **kwargs)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set it for the LLM behind the guards too, except retries of its own."""

@@ -14,7 +14,7 @@ from typing import Final, Literal
 from llama_index.core.instrumentation.dispatcher import active_instrument_tags  # type: ignore[attr-defined]
 
 from brix_core import checks
-from brix_core.errors import BrixLoopError
+from brix_core.errors import BrixLoopError, BrixRunLimitError
 from brix_core.looping.loops import Loop, shortened, tool_loop
 from brix_core.looping.steps import Step
 from brix_core.session import current_session_id
@@ -92,7 +92,7 @@ class ToolRuns:
             name: The tool's name.
 
         Raises:
-            BrixLoopError: The model has been told, and goes on.
+            BrixRunLimitError: The model has been told, and goes on.
         """
         limit = self.config.max_calls
         with self._lock:
@@ -106,12 +106,10 @@ class ToolRuns:
                     f"{name} was not called: it may be called {limit} times, and has been. Do not call it again. "
                     "Answer from what you know by now, and say what is missing."
                 )
-            error = BrixLoopError(
+            error = BrixRunLimitError(
                 f"{name} may be called max_calls={limit} times in a run, and was asked for "
                 f"{limit + run.refused[name]} times; raise it, or change the prompt or the tools",
-                kind="tool",
-                repeats=limit + run.refused[name],
-                what=name,
+                limit=limit,
             )
             run.ending = error
             raise error

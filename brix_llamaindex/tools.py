@@ -2,7 +2,8 @@
 
 A guarded tool is still what it was: its class, metadata and schema. It looks at every call and its result. The third
 identical call with the same result gets an error result that says so, in words the model can act on. If it goes on,
-`BrixLoopError` ends the agent's run.
+`BrixLoopError` ends the agent's run. Likewise a call beyond ``max_calls``: it is not made, the model is told, and then
+`BrixRunLimitError` ends the run.
 
 LlamaIndex's agents turn whatever a tool raises into an error result. While they do, they ask the tool for its name;
 a tool that is to end the run raises its error there once more, where nobody catches it.
@@ -117,7 +118,7 @@ class GuardedTool(_Tool):
         """That of the tool.
 
         Raises:
-            BrixLoopError: Whoever asks is about to turn the error that ends the run into a result.
+            BrixGuardBlockedError: Whoever asks is about to turn the error that ends the run into a result.
         """
         error = sys.exception()
         if isinstance(error, BrixError) and self._brix_runs.is_ending(error):
@@ -133,6 +134,7 @@ class GuardedTool(_Tool):
 
         Raises:
             BrixLoopError: It is called in circles, and the model has been told.
+            BrixRunLimitError: It is called more than ``max_calls`` times, and the model has been told.
         """
         refusal = self._brix_runs.admit(self._name)
         if refusal is not None:
@@ -148,6 +150,7 @@ class GuardedTool(_Tool):
 
         Raises:
             BrixLoopError: It is called in circles, and the model has been told.
+            BrixRunLimitError: It is called more than ``max_calls`` times, and the model has been told.
         """
         refusal = self._brix_runs.admit(self._name)
         if refusal is not None:

@@ -214,4 +214,16 @@ def _number(text: str | None, scale: float = 1.0) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-__all__ = ["FATAL_CODES", "RETRYABLE_STATUSES", "Failure", "FailureKind", "classify"]
+def is_control_flow(error: BaseException) -> bool:
+    """Whether it is an interrupt of LangGraph, which is no failure. Known by name, since the core knows no framework.
+
+    Example:
+        >>> is_control_flow(ValueError("no"))
+        False
+    """
+    if isinstance(error, BrixError):  # in a graph, a refusal is control flow as well, and still a refusal
+        return False
+    return any(cls.__name__ == "GraphBubbleUp" for cls in type(error).__mro__)
+
+
+__all__ = ["FATAL_CODES", "RETRYABLE_STATUSES", "Failure", "FailureKind", "classify", "is_control_flow"]

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, cast
 
+import httpx
 import pytest
-from langchain_classic.agents import AgentExecutor, create_react_agent, create_tool_calling_agent
+from langchain_classic.agents import (
+    AgentExecutor,
+    AgentType,
+    create_react_agent,
+    create_tool_calling_agent,
+    initialize_agent,
+)
 from langchain_classic.agents.format_scratchpad import format_to_tool_messages
 from langchain_classic.agents.output_parsers.tools import ToolsAgentOutputParser
 from langchain_core.agents import AgentAction, AgentStep
 from langchain_core.prompts import ChatPromptTemplate, PromptTemplate
 from langchain_core.runnables import RunnableBranch, RunnableLambda, RunnablePassthrough
 from langchain_core.tools import tool
+from langchain_openai import OpenAI
 
 import brix_core
 from brix_core import BrixBudgetError, BrixTimeoutError
@@ -29,6 +37,7 @@ WAYS = ("invoke", "ainvoke", "stream", "astream", "astream_events", "batch")
 SEARCH = ToolCalls([("search", {"query": "author"})])
 PROMPT = ChatPromptTemplate.from_messages([("human", "{input}"), ("placeholder", "{agent_scratchpad}")])
 REACT = PromptTemplate.from_template("{tools} {tool_names}\nQuestion: {input}\nThought:{agent_scratchpad}")
+ZERO_SHOT = AgentType.ZERO_SHOT_REACT_DESCRIPTION
 BUDGET: dict[str, Any] = {"max_cost_usd": 1.0, "prices": {MODEL: RATES}}
 
 ticks: list[int] = []
@@ -239,7 +248,7 @@ class TestOtherWays:
     ) -> None:
         server.default = SEARCH
         agent = guard_agent_executor(executor(chat()), on_loop="raise")
-        over = RunnableLambda(lambda inputs: {"output": "All is well."})
+        over: Any = RunnableLambda(lambda inputs: {"output": "All is well."})
         for around in (agent.with_retry(stop_after_attempt=3), agent.with_fallbacks([over])):
             with pytest.raises(BrixLoopError):
                 await run(around, way)
@@ -271,7 +280,7 @@ class TestOtherWays:
     async def test_a_cancelled_stream_is_charged_and_nothing_more_is_asked(
         self, chat: Make, server: DemoServer
     ) -> None:
-        agent = guard_agent_executor(executor(chat()), store=MemoryStore(), **BUDGET)
+        agent = guard_agent_executor(executor(chat(stream_chunk_timeout=None)), store=MemoryStore(), **BUDGET)
         server.script(SEARCH, StalledStream())
 
         async def read() -> None:
@@ -330,6 +339,41 @@ class TestOtherModelsInTheChain:
         assert len(agent.get_traces()) == server.stats.requests == 4
         with pytest.raises(BrixConfigurationError, match="max_retries cannot be kept by callbacks"):
             guard_agent_executor(plain, max_retries=2)
+
+
+@pytest.mark.filterwarnings("ignore::langchain_core._api.deprecation.LangChainDeprecationWarning")
+class TestOlderAgents:
+    """The classes before LCEL. Stopped early, they ask their model once more, and tell no callbacks."""
+
+    @pytest.mark.parametrize("way", ["invoke", "ainvoke", "stream", "astream"])
+    async def test_the_last_question_of_an_agent_that_is_stopped_early_is_guarded(
+        self, way: str, chat: Make, server: DemoServer
+    ) -> None:
+        options: dict[str, Any] = {"max_iterations": 2, "early_stopping_method": "generate", "agent": ZERO_SHOT}
+        server.default = Reply("I search.\nAction: search\nAction Input: author")
+        plain = initialize_agent([search], chat(), **options)
+        agent = guard_agent_executor(plain, store=MemoryStore(), max_retries=1, **BUDGET)
+        await run(agent, way)
+        assert len(agent.get_traces()) == server.stats.requests == 3
+        assert plain.agent is not agent.agent
+
+    def test_an_agent_of_a_string_model(self, server: DemoServer) -> None:
+        server.default = Reply("I search.\nAction: search\nAction Input: author")
+        with httpx.Client(verify=False) as client:
+            model = OpenAI(model="gpt-3.5-turbo-instruct", base_url=server.base_url, api_key="sk", http_client=client)  # type: ignore[arg-type]
+            plain = initialize_agent([search], model, agent=ZERO_SHOT)
+            agent = guard_agent_executor(plain, store=MemoryStore(), max_retries=1, on_loop="raise")
+            with pytest.raises(BrixLoopError):
+                agent.invoke(QUESTION)
+        assert len(agent.get_traces()) == server.stats.requests == 3
+
+    def test_where_that_question_cannot_be_guarded_it_is_refused(self, chat: Make) -> None:
+        model = chat().with_fallbacks([chat()])
+        options: dict[str, Any] = {"early_stopping_method": "generate", "agent": ZERO_SHOT}
+        plain = initialize_agent([search], cast(Any, model), **options)
+        with pytest.raises(BrixConfigurationError, match="early_stopping_method='force'"):
+            guard_agent_executor(plain, **BUDGET)
+        guard_agent_executor(plain)  # loops are found without the model
 
 
 class TestConfiguration:

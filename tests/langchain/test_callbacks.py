@@ -14,6 +14,7 @@ from uuid import uuid4
 
 import pytest
 from langchain.agents import create_agent
+from langchain.agents.middleware import ClearToolUsesEdit, ContextEditingMiddleware
 from langchain_classic.agents import AgentExecutor, create_tool_calling_agent
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler
@@ -709,6 +710,37 @@ async def test_an_agent_that_repeats_a_tool_call_is_stopped_after_the_third(
         await agent.ainvoke(QUESTION, on(handler))
     assert server.stats.requests == 6
     assert_settled(handler, store)
+
+
+@pytest.mark.parametrize("how", ["handler", "guarded agent"])
+async def test_results_that_were_cleared_out_of_prompts_are_told_apart(
+    how: str, make: Make, chat: Make, server: DemoServer
+) -> None:
+    ticks: list[int] = []
+
+    @tool
+    def poll(step: int) -> str:
+        """See how far it is."""
+        ticks.append(step or len(ticks))
+        return f"{ticks[-1]} percent done"
+
+    agent: Any = create_agent(
+        chat(), [poll], middleware=[ContextEditingMiddleware(edits=[ClearToolUsesEdit(trigger=1, keep=0)])]
+    )
+    if how == "handler":
+        agent = agent.with_config(on(make(tool_loop_detection=True)))
+    else:
+        agent = guard(agent, tool_loop_detection=True)
+    poll_again = ToolCalls([("poll", {"step": 0})])
+    server.script(*[poll_again] * 5, Reply("Done."))
+    assert agent.invoke(QUESTION)["messages"][-1].text == "Done."
+    server.script(*[poll_again] * 5, Reply("Done."))
+    assert (await agent.ainvoke(QUESTION))["messages"][-1].text == "Done."
+    server.default = ToolCalls([("poll", {"step": 50})])  # from now on nothing changes
+    with pytest.raises(BrixLoopError, match="3 times"):
+        agent.invoke(QUESTION)
+    assert server.stats.requests == 16
+    assert {call["content"] for call in server.requests[-1].body["messages"] if call["role"] == "tool"} == {"[cleared]"}
 
 
 async def test_a_tool_called_without_a_model_is_stopped_too(make: Make, store: AuditedStore) -> None:

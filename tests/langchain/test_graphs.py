@@ -199,6 +199,27 @@ class TestThreads:
         assert not [error for error in spent if isinstance(error, Exception)]
         assert {trace["session_id"] for trace in graph.inside.get_traces()} == {"ann", "ben"}
 
+    @pytest.mark.parametrize("inside", ["bare", "guarded"])
+    async def test_fifty_users_at_once_keep_fifty_budgets(self, inside: str, chat: Make, server: DemoServer) -> None:
+        server.default = Reply("word " * 90)
+        store, cap = MemoryStore(), 1e-4
+        model = guard(chat(max_tokens=100), **PRICED, store=store) if inside == "guarded" else chat(max_tokens=100)
+        graph = guard(talking(model, InMemorySaver()), **{**ALL, "max_cost_usd": cap, "store": store})
+        users = [f"user-{number}" for number in range(50)]
+        await asyncio.gather(*(graph.ainvoke(ASKED, thread(user)) for user in users))
+        again = [graph.ainvoke(ASKED, thread(user)) for user in users]
+        answers = await asyncio.gather(*again, return_exceptions=True)
+        refused = [answer for answer in answers if isinstance(answer, BrixBudgetError)]
+        # What is left is too little for a bare model; a guarded one is asked for less.
+        assert len(refused) == (50 if inside == "bare" else 0)
+        assert await asyncio.to_thread(server.wait_until_idle)
+        assert server.stats.requests == 100 - len(refused)
+        balances = [store.balance(f"budget:{user}") for user in users]
+        assert all(balance.reserved == 0 < balance.spent <= cap * 1e9 for balance in balances)
+        assert sum(balance.spent for balance in balances) == pytest.approx(
+            (server.stats.prompt_tokens * RATES[0] + server.stats.completion_tokens * RATES[1]) * 1e9
+        )
+
     def test_resume_keeps_the_spend(self, chat: Make, server: DemoServer) -> None:
         server.default = Reply("word " * 90)
         saver, store = InMemorySaver(), MemoryStore()
@@ -266,15 +287,31 @@ class TestInterrupts:
         await graph.ainvoke(Command(resume="yes"), thread("ann"))
         assert [trace["session_id"] for trace in graph.inside.get_traces()] == ["ann", "ann"]
 
-    def test_an_interrupt_of_a_guarded_subgraph_reaches_the_outer_graph(self, chat: Make) -> None:
-        inner = guarded(asking(None, chat()), **ALL)
+    @pytest.mark.parametrize("kind", ["graph", "chain"])
+    @pytest.mark.parametrize("way", ["invoke", "ainvoke"])
+    async def test_an_interrupt_inside_reaches_the_outer_graph_and_is_no_failure(
+        self, way: str, kind: str, chat: Make, server: DemoServer
+    ) -> None:
+        options = {**ALL, "circuit_failure_threshold": 1, "fallbacks": [RunnableLambda(lambda _: {"done": ["spare"]})]}
+        ask = RunnableLambda(lambda state: {"done": [f"{interrupt('May I?')} {chat().invoke('Hi').text}"]})
+        inner = guarded(asking(None, chat()) if kind == "graph" else ask, **options)
         builder = StateGraph(Steps)
         builder.add_node("inner", inner)
         builder.add_edge(START, "inner")
-        outer = builder.compile(checkpointer=InMemorySaver())
-        assert "__interrupt__" in outer.invoke({"done": []}, thread("ann"))
-        assert len(outer.invoke(Command(resume="yes"), thread("ann"))["done"]) >= 3
+        outer: Any = builder.compile(checkpointer=InMemorySaver())
+
+        async def go(input: Any) -> Any:
+            return outer.invoke(input, thread("ann")) if way == "invoke" else await outer.ainvoke(input, thread("ann"))
+
+        assert "__interrupt__" in await go({"done": []})
+        done = (await go(Command(resume="yes")))["done"]
+        assert any("yes" in step for step in done)
+        assert "spare" not in done
+        assert [trace["outcome"] for trace in inner.get_traces("ann")] == ["ok", "cancelled"]
+        assert [len(trace["attempts"]) for trace in inner.get_traces()] == [1, 1]
         assert {trace["session_id"] for trace in inner.inside.get_traces()} == {"ann"}
+        await asyncio.to_thread(server.wait_until_idle)
+        assert len(inner.inside.get_traces()) == server.stats.requests
 
 
 class TestState:

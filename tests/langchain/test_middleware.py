@@ -35,12 +35,11 @@ from pydantic import BaseModel
 
 import brix_core
 import brix_langchain
-from brix_core import BrixBudgetError
+from brix_core import BrixBudgetError, BrixRunLimitError
 from brix_core.demo import DemoServer, JsonReply, Reply, ServerError, StalledStream, ToolCalls
 from brix_core.errors import BrixConfigurationError, BrixLoopError, BrixSchemaError
 from brix_core.store import MemoryStore
 from brix_langchain import BrixMiddleware, guard
-from brix_langchain.outermost import BrixRunLimitError
 from tests.langchain.conftest import Make
 from tests.langchain.support import MODEL, RATES
 
@@ -324,7 +323,7 @@ class TestAllWays:
 
     @pytest.mark.parametrize("way", ["batch", "abatch", "astream_events"])
     async def test_no_way_passes_by_the_guards(self, way: str, chat: Make, server: DemoServer) -> None:
-        server.script(*[SEARCH, Reply("Nobody.")] * 2)
+        server.script(SEARCH, Reply("Nobody."), SEARCH, Reply("Nobody."))
         middleware = guards()
         agent: Any = create_agent(chat(), [search], middleware=[middleware])
         if way == "batch":
@@ -341,7 +340,7 @@ class TestAllWays:
     ) -> None:
         server.script(SEARCH, StalledStream())
         middleware = guards()
-        agent = create_agent(chat(), [search], middleware=[middleware])
+        agent = create_agent(chat(stream_chunk_timeout=None), [search], middleware=[middleware])
         task = asyncio.create_task(run(agent, "astream"))
         while server.stats.requests < 2:
             await asyncio.sleep(0.01)

@@ -443,3 +443,15 @@ class TestGuardedRetriever(StandardRetriever):
     @property
     def retriever_constructor_params(self) -> dict[str, Any]:
         return {"index": in_memory(), "score": "similarity", "min_score": 0.0}
+
+
+class TestBareFaissRetriever(StandardRetriever):
+    @property
+    def retriever_constructor(self) -> Any:
+        return lambda k=4: faiss_l2().as_retriever(search_kwargs={"k": k})
+
+
+class TestGuardedFaissRetriever(TestGuardedRetriever):
+    @property
+    def retriever_constructor_params(self) -> dict[str, Any]:
+        return {"index": faiss_l2(), "score": "distance", "min_score": 0.0}

@@ -27,10 +27,10 @@ from typing_extensions import TypedDict
 
 import brix_core
 from brix_core import BrixConfigurationError, BrixLoopError, BrixSchemaError, MemoryStore
-from brix_core.call import LogicalCall
 from brix_core.demo import DemoServer, Reply, ServerError, SlowFirstToken, StalledStream, ToolCalls
 from brix_core.structured.response_schema import INSTRUCTIONS_HEADING
 from brix_langchain import guard
+from brix_langchain.structured import Asked
 from tests.langchain.conftest import Make
 from tests.langchain.support import MODEL, RATES, assert_all_seen, attempts
 from tests.support.schemas import CITY_JSON, KINDS, OSLO, VALID, City, CityDict, CityRecord
@@ -153,7 +153,11 @@ async def test_a_stream_that_has_been_shown_is_not_asked_for_again(
     with pytest.raises(BrixSchemaError, match=r"stream_mode='validated'") as caught:
         await last(model, way)
     assert len(caught.value.attempts) == 1
-    assert_all_seen(model, server, 1)  # type: ignore[arg-type]
+    assert server.wait_until_idle()
+    assert attempts(model) == server.stats.requests == 1  # type: ignore[arg-type]
+    # Of a stream that OpenAI's SDK breaks off the usage is never told: it is estimated.
+    owed = server.stats.prompt_tokens * RATES[0] + server.stats.completion_tokens * RATES[1]
+    assert model.context.session_cost_usd == pytest.approx(owed, rel=0.25)
 
 
 @pytest.mark.parametrize("finish_reason", ["length", "content_filter"])
@@ -584,10 +588,9 @@ async def test_a_fallback_that_cannot_bind_puts_the_schema_into_the_prompt(chat:
 @pytest.mark.parametrize("provider", ["chat", "claude"])
 @pytest.mark.parametrize("way", WAYS[:2])
 async def test_tools_beside_a_schema_come_before_the_answer(
-    request: pytest.FixtureRequest, server: DemoServer, provider: str, way: str
+    chat: Make, claude: Make, server: DemoServer, provider: str, way: str
 ) -> None:
-    make: Make = request.getfixturevalue(provider)
-    model = guard(make(), response_schema=City)
+    model = guard(chat() if provider == "chat" else claude(), response_schema=City)
     bound = model.bind_tools([capital])
     server.script(CALL_CAPITAL, Reply("It is Oslo."), Reply(VALID))
     first = await last(bound, way)
@@ -727,7 +730,7 @@ async def test_events_come_in_order(chat: Make, server: DemoServer) -> None:
     events = [event async for event in (PROMPT | model).astream_events({"city": "Oslo"}, version="v2")]
     began = [event["name"] for event in events if event["event"].endswith("_start")]
     assert began[0] == "RunnableSequence"
-    assert began.count("GuardedChatModel") == 1
+    assert began.count("ChatOpenAI") == 1
     streamed = [event["data"]["chunk"] for event in events if event["event"] == "on_chat_model_stream"]
     assert "".join(chunk.content for chunk in streamed) == VALID
     assert events[-1]["event"] == "on_chain_end"
@@ -785,17 +788,19 @@ async def test_a_stream_that_is_dropped_holds_nothing(
     else:
         next(stream)
         stream.close()
-    gc.collect()
+    for _ in range(20):  # LangChain leaves its own generators to the event loop to close
+        await asyncio.sleep(0)
     assert store.balance("budget:s").reserved == 0
     assert [trace["outcome"] for trace in model.get_traces()] == ["abandoned"]
 
 
 async def test_calls_are_not_kept(chat: Make, server: DemoServer) -> None:
     server.default = Reply(VALID)
-    model = guard(chat(), trace_buffer_size=5)
+    model = guard(chat())
     asked = [model.with_structured_output(City), model.with_structured_output(City, include_raw=True)]
     for _ in range(20):
         for one in asked:
             await one.ainvoke("Where?")
-    gc.collect()
-    assert sum(isinstance(kept, LogicalCall) for kept in gc.get_objects()) < 20
+    kept = [one for one in gc.get_objects() if isinstance(one, Asked)]
+    assert kept
+    assert sum(len(one.calls or ()) for one in kept) == 0

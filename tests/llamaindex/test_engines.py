@@ -12,6 +12,8 @@ import pytest
 from llama_index.core import Document, Settings, VectorStoreIndex
 from llama_index.core.agent.workflow import AgentWorkflow, BaseWorkflowAgent, FunctionAgent, ReActAgent
 from llama_index.core.base.base_query_engine import BaseQueryEngine
+from llama_index.core.base.llms.types import CompletionResponse, CompletionResponseGen
+from llama_index.core.bridge.pydantic import PrivateAttr
 from llama_index.core.chat_engine import CondensePlusContextChatEngine, ContextChatEngine, SimpleChatEngine
 from llama_index.core.llms import LLM, ChatMessage, MockLLM
 from llama_index.core.memory import ChatMemoryBuffer, ChatSummaryMemoryBuffer
@@ -127,6 +129,19 @@ def test_a_budget_stops_the_whole_engine(openai_like: Make, server: DemoServer, 
     with pytest.raises(BrixBudgetError):
         engine.query(FITTING)
     assert server.stats.requests == 0
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_a_budget_stops_an_engine_in_the_middle_of_a_run(
+    openai_like: Make, server: DemoServer, index: VectorStoreIndex, asynchronous: bool
+) -> None:
+    bare = index.as_query_engine(llm=openai_like(max_tokens=50), response_mode="refine", similarity_top_k=3)
+    engine = guard(bare, max_cost_usd=0.0005, prices={MODEL: (1e-6, 5e-6)}, budget_clamp_output=False)
+    server.default = Reply("On Mondays. " * 20)  # each paid answer leaves less than the next one's worst case
+    with pytest.raises(BrixBudgetError):
+        await (engine.aquery(FITTING) if asynchronous else asyncio.to_thread(engine.query, FITTING))
+    assert 0 < attempts(engine) == server.stats.requests < 3
+    assert engine.brix.context.session_cost_usd <= 0.0005
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
@@ -342,6 +357,58 @@ async def test_an_agent_that_goes_round_in_circles_is_stopped(openai_like: Make,
     assert attempts(agent) == server.stats.requests == 4
 
 
+@of_llama_index
+async def test_a_react_agent_that_goes_round_in_circles_is_stopped(openai_like: Make, server: DemoServer) -> None:
+    server.default = Reply('Thought: I need a tool.\nAction: get_weather\nAction Input: {"city": "Oslo"}\n')
+    agent = guard(
+        ReActAgent(tools=[get_weather], llm=openai_like()),
+        tool_loop_detection=True,
+        exact_loop_detection=True,
+        diversity_attempts=0,
+    )
+    with pytest.raises(BrixLoopError):
+        await agent.run("How is the weather?")
+    assert attempts(agent) == server.stats.requests <= 4
+
+
+# --- LlamaIndex's own mocks --------------------------------------------------------------------------
+
+
+class Counting(MockLLM):
+    """LlamaIndex's mock, which counts what reaches it."""
+
+    _asked: list[str] = PrivateAttr(default_factory=list)
+
+    def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+        self._asked.append(prompt)
+        return super().complete(prompt, formatted, **kwargs)
+
+    def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
+        self._asked.append(prompt)
+        return super().stream_complete(prompt, formatted, **kwargs)
+
+
+@of_llama_index
+async def test_the_guards_count_what_reaches_a_mock(index: VectorStoreIndex) -> None:
+    mock = Counting(max_tokens=4)
+    engine = guard(index.as_query_engine(llm=mock, response_mode="refine", similarity_top_k=3))
+    streaming = guard(index.as_query_engine(llm=mock, streaming=True, similarity_top_k=1))
+    chat = guard(CondensePlusContextChatEngine.from_defaults(index.as_retriever(), llm=mock))
+    agent = guard(ReActAgent(tools=[get_weather], llm=mock, streaming=False))
+    assert str(engine.query(FITTING))
+    assert str(await engine.aquery(FITTING))
+    read: Any = streaming.query(FITTING)
+    assert "".join(read.response_gen)
+    aread: Any = await streaming.aquery(FITTING)
+    assert "".join([text async for text in aread.async_response_gen()])
+    assert str(chat.chat("Hello"))
+    assert str(await chat.achat("Hello again"))
+    assert str(await agent.run("How is the weather?"))
+    counts = [attempts(one) for one in (engine, streaming, chat, agent)]
+    assert counts == [6, 2, 3, 1]
+    assert sum(counts) == len(mock._asked)
+
+
 # --- what cannot be guarded --------------------------------------------------------------------------
 
 
@@ -387,19 +454,28 @@ def test_a_function_that_uses_an_llm_of_its_own_is_named(caplog: pytest.LogCaptu
 async def test_sessions_reach_engines_chats_and_asynchronous_synthesis(
     openai_like: Make, server: DemoServer, index: VectorStoreIndex
 ) -> None:
-    engine = guard(index.as_query_engine(llm=openai_like(), response_mode="tree_summarize", use_async=True))
-    refining = guard(index.as_query_engine(llm=openai_like(), response_mode="accumulate", use_async=True))
-    chat = guard(SimpleChatEngine.from_defaults(llm=openai_like(), memory=ChatMemoryBuffer.from_defaults()))
+    engines = [
+        guard(index.as_query_engine(llm=openai_like(), response_mode=mode, use_async=True))
+        for mode in ("tree_summarize", "accumulate")
+    ]
+    chats: list[Any] = [
+        guard(make(openai_like(), index.as_retriever(), ChatMemoryBuffer.from_defaults(token_limit=3_000)))
+        for make, _ in CHATS
+    ]
+    streams = []
     with brix_core.session("ann"):
-        await engine.aquery(FITTING)
-        await refining.aquery(FITTING)
-        await chat.achat("Hello")
-        stream = await chat.astream_chat("Hello")
+        for engine in engines:
+            await engine.aquery(FITTING)
+        for chat in chats:
+            await chat.achat("Hello")
+            chat.chat("Hello again")
+            streams.append(await chat.astream_chat("Hello once more"))
     with brix_core.session("bob"):
-        assert "".join([part async for part in stream.async_response_gen()])
-    found = [trace["session_id"] for one in (engine, refining, chat) for trace in one.get_traces()]
-    assert set(found) == {"ann"}
-    assert sum(attempts(one) for one in (engine, refining, chat)) == server.stats.requests
+        for stream in streams:
+            assert "".join([part async for part in stream.async_response_gen()])
+    for one in (*engines, *chats):
+        assert {trace["session_id"] for trace in one.get_traces()} == {"ann"}
+    assert sum(attempts(one) for one in (*engines, *chats)) == server.stats.requests
 
 
 @of_llama_index
@@ -416,31 +492,39 @@ async def test_agents_side_by_side_keep_their_sessions(openai_like: Make, server
     assert attempts(agent) == server.stats.requests == 3
 
 
-async def test_workflows_side_by_side_keep_their_sessions(openai_like: Make, server: DemoServer) -> None:
-    llm = guard(openai_like(), max_cost_usd=1.0, prices=PRICES)
+async def test_workflows_side_by_side_have_sessions_and_budgets_of_their_own(
+    openai_like: Make, server: DemoServer
+) -> None:
+    # A call is reserved at 110 to 120 tokens: there is money for two or three, and not for six.
+    llm = guard(openai_like(max_tokens=100), max_cost_usd=0.0003, prices={MODEL: (1e-6, 1e-6)})
+    server.default = Reply("word " * 100)
     barrier = asyncio.Barrier(2)
 
     class Asking(Workflow):
         @step
         async def ask(self, ctx: Context, ev: StartEvent) -> StopEvent:
-            answers = []
-            for number in range(ev.calls):
-                if number == 0:
-                    await barrier.wait()
-                answers.append(str(await llm.acomplete(f"I am {ev.user}")))
+            await barrier.wait()
+            answers = [str(await llm.acomplete(f"I am {ev.user}")) for _ in range(ev.calls)]
             return StopEvent(result=answers)
 
     Asking.ask.__annotations__.update(ctx=Context, ev=StartEvent)
     workflow = Asking()
 
-    async def run(user: str, calls: int) -> None:
+    async def run(user: str, calls: int) -> Any:
         with brix_core.session(user):
             handler = workflow.run(user=user, calls=calls)
-        await handler
+        return await handler
 
-    await asyncio.gather(run("ann", 2), run("bob", 3))
-    assert (len(llm.get_traces("ann")), len(llm.get_traces("bob"))) == (2, 3)
-    assert attempts(llm) == server.stats.requests == 5
+    thrifty, spender = await asyncio.gather(run("ann", 2), run("bob", 6), return_exceptions=True)
+    assert len(thrifty) == 2
+    assert isinstance(spender, BrixBudgetError)
+    assert [trace["outcome"] for trace in llm.get_traces("ann")] == ["ok", "ok"]
+    assert llm.get_traces("bob")[0]["outcome"] == "refused"
+    assert {trace["session_id"] for trace in llm.get_traces()} == {"ann", "bob"}
+    assert attempts(llm) == server.stats.requests >= 4
+    for user in ("ann", "bob"):
+        with brix_core.session(user):
+            assert 0 < llm.brix.context.session_cost_usd <= 0.0003
 
 
 # --- retrieval that must be good enough --------------------------------------------------------------
@@ -496,11 +580,22 @@ def test_an_engine_is_taken_as_well_as_an_index(openai_like: Make, server: DemoS
     assert server.stats.requests == 3
 
 
-def test_a_guarded_query_engine_streams(openai_like: Make, server: DemoServer, index: VectorStoreIndex) -> None:
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_a_guarded_query_engine_streams(
+    openai_like: Make, server: DemoServer, index: VectorStoreIndex, asynchronous: bool
+) -> None:
     engine = relevant(index, openai_like(), engine_options={"streaming": True, "similarity_top_k": 1})
-    response: Any = engine.query(FITTING)
-    assert "Mondays" in "".join(response.response_gen)
+    response: Any = await ask(engine, "aquery" if asynchronous else "query", FITTING)
+    if asynchronous:
+        text = "".join([part async for part in response.async_response_gen()])
+    else:
+        text = "".join(response.response_gen)
+    assert "Mondays" in text
+    assert [node.metadata["file_name"] for node in response.source_nodes] == ["hours.md"]
+    with pytest.raises(BrixRetrievalError):
+        await ask(engine, "aquery" if asynchronous else "query", FOREIGN)
     assert server.stats.requests == 1
+    assert [trace["outcome"] for trace in engine.get_traces()] == ["refused", "ok", "ok"]
 
 
 @pytest.mark.parametrize(

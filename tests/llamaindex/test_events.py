@@ -166,12 +166,13 @@ async def test_a_structured_llm_makes_the_calls_of_the_llm_in_it(
     openai_like: Make, server: DemoServer, hook: str, watching: BrixEventHandler
 ) -> None:
     server.default = Reply(VALID)
-    given = getattr(openai_like().as_structured_llm(City), hook)([ChatMessage("Hi")] if "chat" in hook else "Hi")
+    bare = openai_like(should_use_structured_outputs=True)
+    given = getattr(bare.as_structured_llm(City), hook)([ChatMessage("Hi")] if "chat" in hook else "Hi")
     given = await given if hook.startswith("a") else given
     if "stream" in hook:
         assert [one async for one in given] if hook.startswith("a") else list(given)
     assert len(watching.get_traces()) == server.stats.requests == 1
-    assert guard(openai_like()).as_structured_llm(City).complete("Describe Oslo").raw == OSLO
+    assert guard(bare).as_structured_llm(City).complete("Describe Oslo").raw == OSLO
     assert len(watching.get_traces()) == server.stats.requests - 1 == 1
 
 

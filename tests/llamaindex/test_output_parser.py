@@ -11,11 +11,11 @@ from llama_index.core.output_parsers import PydanticOutputParser
 from llama_index.core.program import LLMTextCompletionProgram
 from pydantic import BaseModel
 
-from brix_core import BrixConfigurationError, BrixSchemaError
+from brix_core import BrixBudgetError, BrixConfigurationError, BrixSchemaError
 from brix_core.demo import DemoServer, Reply
 from brix_core.structured.response_schema import INSTRUCTIONS_HEADING
 from brix_llamaindex import BrixOutputParser, guard
-from tests.llamaindex.conftest import Make
+from tests.llamaindex.conftest import MODEL, Make
 from tests.llamaindex.hooks import attempts
 from tests.support.words import FITTING, MUSEUM
 from tests.support.words_llamaindex import WordEmbedding
@@ -95,6 +95,43 @@ async def test_a_program_gives_an_instance(openai_like: Make, server: DemoServer
     assert attempts(llm) == server.stats.requests == 1
 
 
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_a_program_whose_parser_has_an_llm_heals(
+    openai_like: Make, server: DemoServer, asynchronous: bool
+) -> None:
+    server.script(Reply(WRONG), Reply(WRITTEN))
+    llm = guard(openai_like(), max_cost_usd=1.0, prices={MODEL: (1e-6, 1e-6)})
+    program = LLMTextCompletionProgram.from_defaults(
+        output_parser=BrixOutputParser(City, llm=llm), output_cls=City, prompt_template_str=PROMPT, llm=llm
+    )
+    found = await program.acall(city="Oslo") if asynchronous else program(city="Oslo")
+    assert found == OSLO
+    assert attempts(llm) == server.stats.requests == 2
+    assert "inhabitants" in str(server.requests[1].body["messages"][-1])
+    assert llm.brix.context.session_cost_usd > 0.0
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_a_heal_that_is_not_affordable_is_not_made(
+    openai_like: Make, server: DemoServer, asynchronous: bool
+) -> None:
+    server.default = Reply(WRONG)
+    # The first call leaves too little for a second one.
+    llm = guard(
+        openai_like(max_tokens=100), max_cost_usd=0.0006, prices={MODEL: (1e-6, 1e-6)}, budget_clamp_output=False
+    )
+    program = LLMTextCompletionProgram.from_defaults(
+        output_parser=BrixOutputParser(City, llm=llm, max_schema_retries=9),
+        output_cls=City,
+        prompt_template_str=PROMPT,
+        llm=llm,
+    )
+    with pytest.raises(BrixBudgetError):
+        await program.acall(city="Oslo") if asynchronous else program(city="Oslo")
+    assert 0 < attempts(llm) == server.stats.requests < 10
+    assert llm.brix.context.session_cost_usd <= 0.0006
+
+
 def test_a_prompt_template_formats(openai_like: Make, server: DemoServer) -> None:
     prompt = PromptTemplate(PROMPT, output_parser=BrixOutputParser(City))
     assert prompt.format(city="{Oslo}").startswith("Describe {Oslo}.\n\n" + INSTRUCTIONS_HEADING)
@@ -114,6 +151,20 @@ async def test_a_query_engine_answers_in_json(
     response = await engine.aquery(FITTING) if asynchronous else engine.query(FITTING)
     assert City.model_validate_json(str(response)) == OSLO
     assert attempts(llm) == server.stats.requests == 1
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_a_query_engine_whose_parser_has_an_llm_heals(
+    openai_like: Make, server: DemoServer, index: VectorStoreIndex, asynchronous: bool
+) -> None:
+    server.script(Reply(WRONG), Reply(WRITTEN))
+    healer = guard(openai_like())
+    llm = guard(openai_like(output_parser=BrixOutputParser(City, gives="json", llm=healer)))
+    engine = index.as_query_engine(llm=llm, similarity_top_k=1)
+    response = await engine.aquery(FITTING) if asynchronous else engine.query(FITTING)
+    assert City.model_validate_json(str(response)) == OSLO
+    assert (attempts(llm), attempts(healer)) == (1, 1)
+    assert server.stats.requests == 2
 
 
 # --- streamed ----------------------------------------------------------------------------------------
@@ -167,11 +218,18 @@ async def test_a_stream_that_is_held_back_is_healed(openai_like: Make, server: D
     assert attempts(llm) == server.stats.requests == 2
 
 
-def test_a_streaming_query_engine_is_served(openai_like: Make, server: DemoServer, index: VectorStoreIndex) -> None:
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_a_streaming_query_engine_is_served(
+    openai_like: Make, server: DemoServer, index: VectorStoreIndex, asynchronous: bool
+) -> None:
     server.default = Reply(WRITTEN)
     llm = guard(openai_like(output_parser=BrixOutputParser(City)))
-    response: Any = index.as_query_engine(llm=llm, similarity_top_k=1, streaming=True).query(FITTING)
-    assert "".join(response.response_gen) == WRITTEN
+    engine: Any = index.as_query_engine(llm=llm, similarity_top_k=1, streaming=True)
+    if asynchronous:
+        text = "".join([part async for part in (await engine.aquery(FITTING)).async_response_gen()])
+    else:
+        text = "".join(engine.query(FITTING).response_gen)
+    assert text == WRITTEN
     assert attempts(llm) == server.stats.requests == 1
 
 

@@ -16,7 +16,7 @@ from llama_index.core.tools.types import BaseTool
 from llama_index.core.workflow import Context
 
 import brix_core
-from brix_core import BrixConfigurationError, BrixLoopError
+from brix_core import BrixConfigurationError, BrixLoopError, BrixRunLimitError
 from brix_core.demo import DemoServer, Reply, ToolCalls
 from brix_llamaindex import guard, guard_tool, guard_tools
 from tests.llamaindex.conftest import Make
@@ -169,8 +169,9 @@ def test_a_tool_is_called_max_calls_times() -> None:
     outputs = [tool.call(city=city) for city in "abc"]
     assert [output.is_error for output in outputs] == [False, False, True]
     assert "may be called 2 times" in outputs[2].content
-    with pytest.raises(BrixLoopError, match="max_calls=2"):
+    with pytest.raises(BrixRunLimitError, match="max_calls=2 times in a run, and was asked for 4 times") as caught:
         tool.call(city="d")
+    assert caught.value.limit == 2
     assert called == ["a", "b"]
 
 
@@ -242,6 +243,44 @@ async def test_the_run_of_a_react_agent_ends(openai_like: Make, server: DemoServ
     with pytest.raises(BrixLoopError):
         await ReActAgent(tools=[guard_tool(look_up)], llm=llm).run("Where is Oslo?")
     assert attempts(llm) == server.stats.requests == 4
+    assert "going round in circles" not in str(server.requests[2].body["messages"])
+    assert "going round in circles" in str(server.requests[3].body["messages"])
+
+
+def cities_in_turn(agent: type[BaseWorkflowAgent]) -> list[Any]:
+    """Calls with other arguments every time: no loop."""
+    cities = ("Oslo", "Bergen", "Rome", "Paris")
+    if agent is ReActAgent:
+        return [action(arguments=f'{{"city": "{city}"}}') for city in cities]
+    return [calls("look_up", {"city": city}) for city in cities]
+
+
+@of_llama_index
+@pytest.mark.parametrize("kind", [FunctionAgent, ReActAgent])
+async def test_an_agent_that_calls_a_tool_too_often_is_told_and_then_ended(
+    openai_like: Make, server: DemoServer, kind: type[BaseWorkflowAgent]
+) -> None:
+    looked: list[str] = []
+    server.script(*cities_in_turn(kind))
+    llm = guard(openai_like())
+    tool = guard_tool(FunctionTool.from_defaults(lambda city: looked.append(city), name="look_up"), max_calls=2)
+    with pytest.raises(BrixRunLimitError, match="max_calls=2"):
+        await kind(tools=[tool], llm=llm).run("Where is Oslo?")
+    assert looked == ["Oslo", "Bergen"]
+    assert "may be called 2 times" in str(server.requests[3].body["messages"])
+    assert attempts(llm) == server.stats.requests == 4
+
+
+@of_llama_index
+@pytest.mark.parametrize("kind", [FunctionAgent, ReActAgent])
+async def test_an_agent_told_that_it_calls_too_often_may_still_answer(
+    openai_like: Make, server: DemoServer, kind: type[BaseWorkflowAgent]
+) -> None:
+    server.script(*cities_in_turn(kind)[:2], Reply("Thought: I know enough.\nAnswer: I do not know."))
+    llm = guard(openai_like())
+    result = await kind(tools=[guard_tool(look_up, max_calls=1)], llm=llm).run("Where is Oslo?")
+    assert "I do not know." in str(result)
+    assert attempts(llm) == server.stats.requests == 3
 
 
 @of_llama_index

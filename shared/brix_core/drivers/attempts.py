@@ -9,7 +9,7 @@ from typing import Any, Self
 from brix_core.call import PARTIAL_CHARACTERS, Attempt, CallRequest, CallResponse, Limits, Outcome
 from brix_core.clock import Clock
 from brix_core.errors import BrixBudgetError, BrixInternalError, BrixTimeoutError, TimeoutKind
-from brix_core.failures import classify
+from brix_core.failures import classify, is_control_flow
 
 _OPTION: dict[TimeoutKind, str] = {
     "call": "per_call_timeout",
@@ -83,7 +83,7 @@ def fail(attempt: Attempt, error: BaseException, clock: Clock) -> None:
 def _outcome(error: BaseException) -> Outcome:
     if isinstance(error, GeneratorExit):
         return "abandoned"
-    if isinstance(error, CancelledError | KeyboardInterrupt | SystemExit):
+    if isinstance(error, CancelledError | KeyboardInterrupt | SystemExit) or is_control_flow(error):
         return "cancelled"
     if isinstance(error, TimeoutError | LimitReachedError):
         return "timed_out"

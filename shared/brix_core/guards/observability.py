@@ -24,6 +24,7 @@ from brix_core import checks
 from brix_core.call import Attempt, CallRequest, CallResponse, LogicalCall, Outcome
 from brix_core.clock import Clock
 from brix_core.errors import BrixError, BrixTimeoutError
+from brix_core.failures import is_control_flow
 from brix_core.flow import Flow, Proceed
 
 MAX_CHAINS: Final = 10_000
@@ -216,7 +217,7 @@ def _outcome(response: CallResponse | None, error: BaseException | None, attempt
         return "timed_out" if response is not None and response.partial else "ok"
     if isinstance(error, GeneratorExit):
         return "abandoned"
-    if isinstance(error, CancelledError | KeyboardInterrupt | SystemExit):
+    if isinstance(error, CancelledError | KeyboardInterrupt | SystemExit) or is_control_flow(error):
         return "cancelled"
     if isinstance(error, BrixTimeoutError):
         return "timed_out"
