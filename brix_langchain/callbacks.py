@@ -13,7 +13,7 @@ from langchain_core.outputs import ChatGenerationChunk, GenerationChunk, LLMResu
 from brix_core import checks
 from brix_core.call import CallRequest, CallResponse
 from brix_core.drivers.stepwise import Stepwise
-from brix_core.errors import BrixRunLimitError
+from brix_core.errors import BrixError, BrixRunLimitError
 from brix_core.flow import Flow, compose
 from brix_core.looping.steps import Taken
 from brix_core.options import GuardOptions
@@ -31,6 +31,7 @@ from brix_langchain.called_model import (
 from brix_langchain.open_calls import OpenCall, OpenCalls, withdraw
 from brix_langchain.outermost import Runs, running_task, tool_use
 from brix_langchain.reading import added, usage_of
+from brix_langchain.refusals import final_in_graph
 from brix_langchain.sessions import session_of
 
 
@@ -277,6 +278,8 @@ class BrixCallbackHandler(BaseCallbackHandler):
                 step.withdraw(error)
         except Exception as error:
             withdraw(run_id, batch, error)
+            if isinstance(error, BrixError):
+                final_in_graph(error)
             raise
         # A string model's `agenerate` tells of beginnings in tasks of their own, which do not make the call.
         task = running_task() if chat else None

@@ -16,7 +16,7 @@ from brix_core.errors import BrixConfigurationError, BrixInternalError
 from brix_core.model_limits import max_output_tokens
 from brix_core.turns import text_of
 from brix_core.usage import Usage
-from brix_langchain.messages import CODEC, LangChainCodec
+from brix_langchain.messages import CODEC, LangChainCodec, is_cleared
 from brix_langchain.reading import (
     billed_beside,
     billed_text,
@@ -143,10 +143,7 @@ def answer_of(result: LLMResult, model: str, usage: Usage | None = None) -> Call
 
 def has_cleared_results(messages: Iterable[BaseMessage]) -> bool:
     """Whether LangChain's context editing took results of tools out of this prompt: all that is left is one word."""
-    return any(
-        isinstance(message, ToolMessage) and message.response_metadata.get("context_editing", {}).get("cleared")
-        for message in messages
-    )
+    return any(isinstance(message, ToolMessage) and is_cleared(message) for message in messages)
 
 
 def is_from_cache(result: LLMResult) -> bool:

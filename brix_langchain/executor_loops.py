@@ -13,9 +13,9 @@ from langchain_core.runnables import run_in_executor
 
 from brix_core.embedding import as_embedder
 from brix_core.errors import BrixLoopError
-from brix_core.guards.loop import LoopConfig, _diversity_text, _told
+from brix_core.guards.loop import LoopConfig
 from brix_core.looping.likeness import Likeness, comparable, loop_by_meaning, of_step, recurs
-from brix_core.looping.loops import Loop, tool_loop
+from brix_core.looping.loops import Loop, diversity_text, told, tool_loop
 from brix_core.looping.steps import Step
 from brix_core.turns import written
 
@@ -104,7 +104,7 @@ class LoopWatch:
         if config.on_loop == "raise" or run.nudges >= config.diversity_attempts:
             vain = f"; asking for another way {run.nudges} times (diversity_attempts) was in vain" if run.nudges else ""
             raise BrixLoopError(
-                f"{_told(loop)} (exact_loop_threshold={config.exact_loop_threshold}){vain}. Change the prompt or the "
+                f"{told(loop)} (exact_loop_threshold={config.exact_loop_threshold}){vain}. Change the prompt or the "
                 "tools, end the run, or raise the limit",
                 kind=loop.kind,
                 repeats=loop.repeats,
@@ -112,7 +112,7 @@ class LoopWatch:
                 what=loop.what,
             )
         run.nudges += 1
-        text = config.loop_diversity_prompt or _diversity_text(loop)
+        text = config.loop_diversity_prompt or diversity_text(loop)
         return AgentStep(action=last.action, observation=f"{written(last.observation)}\n\n{text}")
 
 

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, HumanMessage, SystemMessage, ToolMessage
 
 from brix_core.conversation import MessageEdits, joined, mapped
-from brix_core.turns import Role
+from brix_core.turns import Role, ToolResult, Turn
 
 _ROLES: Final = {
     "human": "user",
@@ -116,6 +116,12 @@ class LangChainCodec(MessageEdits):
             result["tool_call_id"] = message.tool_call_id
         return result
 
+    def turn(self, message: BaseMessage) -> Turn:
+        """What the message says. A tool's result that context editing took out is like no other."""
+        if isinstance(message, ToolMessage) and is_cleared(message):
+            return Turn("tool", "", results=(ToolResult(message.tool_call_id, f"cleared: {message.tool_call_id}"),))
+        return super().turn(message)
+
     def snapshot(self, messages: Sequence[BaseMessage], known: _Seen | None = None) -> _Seen:
         """See `brix_core.conversation.Codec`."""
         known = known or _NOTHING
@@ -162,6 +168,11 @@ class LangChainCodec(MessageEdits):
         return message.model_copy(update={"content": mapped(message.content, change)})
 
 
+def is_cleared(message: ToolMessage) -> bool:
+    """Whether LangChain's context editing took the result out: all that is left is one word."""
+    return bool(message.response_metadata.get("context_editing", {}).get("cleared"))
+
+
 def _frozen(value: Any) -> Any:
     """A copy of nested lists and dicts that edits in place do not reach."""
     if isinstance(value, list):
@@ -173,4 +184,4 @@ def _frozen(value: Any) -> Any:
 
 CODEC: Final = LangChainCodec()
 
-__all__ = ["CODEC", "LangChainCodec"]
+__all__ = ["CODEC", "LangChainCodec", "is_cleared"]

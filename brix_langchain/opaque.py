@@ -12,7 +12,7 @@ from langchain_core.prompt_values import PromptValue
 from pydantic import BaseModel
 
 from brix_core.conversation import Edit
-from brix_core.turns import Role
+from brix_core.turns import Role, Turn
 from brix_langchain.messages import CODEC
 from brix_langchain.reading import billed_text
 
@@ -38,6 +38,10 @@ class TextCodec:
     def extends(self, snapshot: list[str], messages: Sequence[str]) -> bool:
         """See `brix_core.conversation.Codec`."""
         return list(messages[: len(snapshot)]) == snapshot
+
+    def turn(self, message: str) -> Turn:
+        """What the text says."""
+        return Turn("user", message)
 
     def message(self, role: Role, text: str) -> str:
         """See `brix_core.conversation.Codec`."""

@@ -31,7 +31,8 @@ from brix_core.errors import BrixConfigurationError
 from brix_core.guards.schema import SchemaGuard
 from brix_core.structured.response_schema import ResponseSchema
 from brix_langchain.binding import bound_arguments, rebind
-from brix_langchain.structured import ASKED, Asked, InstanceReader, StructuredModel, StructuredModelWithRaw
+from brix_langchain.instance_reader import InstanceReader
+from brix_langchain.structured import ASKED, Asked, StructuredModel, StructuredModelWithRaw
 
 if TYPE_CHECKING:
     from brix_langchain.chat_model import GuardedChatModel

@@ -7,7 +7,7 @@ of the whole run around those of the class; the LLMs inside keep to it, and to e
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -21,7 +21,7 @@ from llama_index.core.chat_engine.types import (
     StreamingAgentChatResponse,
 )
 from llama_index.core.llms import ChatMessage
-from llama_index.core.schema import QueryType
+from llama_index.core.schema import NodeWithScore, QueryBundle, QueryType
 from llama_index.core.tools import ToolOutput
 from llama_index.core.workflow.handler import WorkflowHandler  # type: ignore[attr-defined]
 
@@ -87,6 +87,32 @@ class GuardedQueryRuns(GuardedRuns, _QueryEngine):
         with self._brix_run() as limit:
             async with within(limit):
                 return await super().aquery(str_or_query_bundle)
+
+    def retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        """Nodes to answer from, within the time of a run: what reranks them may ask an LLM."""
+        with self._brix_run():
+            return super().retrieve(query_bundle)
+
+    def synthesize(
+        self,
+        query_bundle: QueryBundle,
+        nodes: list[NodeWithScore],
+        additional_source_nodes: Sequence[NodeWithScore] | None = None,
+    ) -> RESPONSE_TYPE:
+        """Answer from nodes, within the time of a run."""
+        with self._brix_run():
+            return super().synthesize(query_bundle, nodes, additional_source_nodes)
+
+    async def asynthesize(
+        self,
+        query_bundle: QueryBundle,
+        nodes: list[NodeWithScore],
+        additional_source_nodes: Sequence[NodeWithScore] | None = None,
+    ) -> RESPONSE_TYPE:
+        """Answer from nodes on the event loop, within the time of a run."""
+        with self._brix_run() as limit:
+            async with within(limit):
+                return await super().asynthesize(query_bundle, nodes, additional_source_nodes)
 
 
 class GuardedChatRuns(GuardedRuns, _ChatEngine):

@@ -13,6 +13,7 @@ from brix_llamaindex.answers import fitted, is_parsed, last_chunk
 from brix_llamaindex.endpoint import LLMEndpoint
 from brix_llamaindex.events import announced
 from brix_llamaindex.limits import RunLimit, current_limit
+from brix_llamaindex.tool_runs import model_asked
 
 if TYPE_CHECKING:
     from brix_core.structured.response_schema import ResponseSchema
@@ -131,6 +132,7 @@ class Guards:
 
     def _begun(self, request: CallRequest, limit: RunLimit | None) -> CallRequest:
         """The request, to be over when the run around it must be."""
+        model_asked()
         return request if limit is None else request.evolve(deadline=limit.deadline_by(self.pipeline.clock))
 
 

@@ -2,6 +2,9 @@
 
 A run is known by the id that LlamaIndex's workflows put into the instrumentation's tags. Calls outside of any run
 belong to their session.
+
+What a model is told of one call it reads when it is asked again: until then, further calls of the same batch are no
+sign that it goes on. Guarded LLMs note when they are asked (`model_asked`); with others, every call is taken as one.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ MAX_RUNS: Final = 1_000
 """Runs that are remembered; beyond them, the longest unused is forgotten."""
 
 _RUN_ID: Final = "llamaindex.run_id"
+_LOOP: Final = "loop"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +68,37 @@ class _Run:
     steps: deque[Step]
     calls: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
-    told: int = 0
+    told: Counter[str] = field(default_factory=Counter)
+    told_in: dict[str, int | None] = field(default_factory=dict)
     ending: Exception | None = None
+
+
+class _Turns:
+    """How often the model of each run has been asked, as far as guarded LLMs know."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._asked: OrderedDict[str, int] = OrderedDict()
+
+    def add(self, run: str) -> None:
+        with self._lock:
+            self._asked[run] = self._asked.pop(run, 0) + 1
+            if len(self._asked) > MAX_RUNS:
+                self._asked.popitem(last=False)
+
+    def get(self, run: str | None) -> int | None:
+        with self._lock:
+            return None if run is None else self._asked.get(run)
+
+
+_turns: Final = _Turns()
+
+
+def model_asked() -> None:
+    """Note that the model of the run around this call is asked, and so reads what it was told before."""
+    run = active_instrument_tags.get().get(_RUN_ID)
+    if run is not None:
+        _turns.add(run)
 
 
 class ToolRuns:
@@ -101,7 +134,7 @@ class ToolRuns:
                 run.calls[name] += 1
                 return None
             run.refused[name] += 1
-            if run.refused[name] <= self._chances:
+            if self._tells(run, f"max_calls of {name}"):
                 return (
                     f"{name} was not called: it may be called {limit} times, and has been. Do not call it again. "
                     "Answer from what you know by now, and say what is missing."
@@ -132,15 +165,14 @@ class ToolRuns:
             # Cycles are left to the guard of the LLM: only a prompt tells which calls were made side by side.
             loop = tool_loop(list(run.steps), threshold=threshold, max_cycle=1)
             if loop is None or not loop.closed:
-                run.told = 0
+                run.told.pop(_LOOP, None)
                 return None
-            if run.told < self._chances:
-                run.told += 1
+            if self._tells(run, _LOOP):
                 return _told(loop, result)
             error = BrixLoopError(
                 f"{loop.what} came up {loop.repeats} times without anything new (exact_loop_threshold={threshold}), "
-                f"and telling the model so {run.told} times was in vain. Change the prompt or the tools, or raise the "
-                "limit",
+                f"and telling the model so {self._chances} times was in vain. Change the prompt or the tools, or raise "
+                "the limit",
                 kind=loop.kind,
                 repeats=loop.repeats,
                 what=loop.what,
@@ -159,6 +191,16 @@ class ToolRuns:
     @property
     def _chances(self) -> int:
         return self.config.diversity_attempts if self.config.on_loop == "inject_diversity" else 0
+
+    def _tells(self, run: _Run, what: str) -> bool:
+        """Whether the model is told once more; what it is told within one batch counts as once."""
+        if self._chances == 0:
+            return False
+        turn = _turns.get(_key()[1])
+        if turn is None or run.told_in.get(what) != turn:
+            run.told[what] += 1
+            run.told_in[what] = turn
+        return run.told[what] <= self._chances
 
     def _here(self) -> _Run:
         key = _key()
@@ -183,4 +225,4 @@ def _told(loop: Loop, result: str) -> str:
     )
 
 
-__all__ = ["MAX_RUNS", "ToolConfig", "ToolRuns"]
+__all__ = ["MAX_RUNS", "ToolConfig", "ToolRuns", "model_asked"]

@@ -37,6 +37,10 @@ class Codec(Protocol):
         """The message in OpenAI's chat format: what is counted and hashed."""
         ...
 
+    def turn(self, message: Any) -> Turn:
+        """What the message says."""
+        ...
+
     def snapshot(self, messages: Sequence[Any], known: Any = None) -> Any:
         """A by-value picture of the messages; `known` is that of a prefix of them, to build on."""
         ...
@@ -81,12 +85,16 @@ class MessageEdits(ABC):
     def with_text(self, message: Any, text: str) -> Any:
         """A copy of the message that says `text` at its end, too."""
 
+    def turn(self, message: Any) -> Turn:
+        """See `Codec`."""
+        return read_turn(self.to_dict(message))
+
     def edit(self, messages: Sequence[Any], system: str, turns: Sequence[tuple[Role, str]]) -> Edit:
         """See `Codec`."""
         tail = [self.message(role, text) for role, text in turns]
         if not system:
             return Edit((), 0, tail)
-        if messages and read_turn(self.to_dict(messages[0])).role == "system":
+        if messages and self.turn(messages[0]).role == "system":
             return Edit([self.with_text(messages[0], system)], 1, tail)
         return Edit([self.message("system", system)], 0, tail)
 
@@ -366,8 +374,7 @@ class Conversation:
         return [count_message(to_dict(message), tokenizer, model=model) for message in messages]
 
     def _read(self, messages: Sequence[Any]) -> list[Turn]:
-        to_dict = self.codec.to_dict
-        return [read_turn(to_dict(message)) for message in messages]
+        return list(map(self.codec.turn, messages))
 
 
 def _latest(by_model: dict[str, _T]) -> dict[str, _T]:

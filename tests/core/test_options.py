@@ -212,7 +212,7 @@ WHOLE = {
     "max_cycle_length",
     "diversity_attempts",
 }
-BOUNDED = {"max_cycle_length"}
+BOUNDED = {"burst_capacity", "max_cycle_length"}
 """These have a most."""
 WORDS = {
     "budget_strategy": ("block", "warn"),

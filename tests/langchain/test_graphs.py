@@ -293,7 +293,7 @@ class TestInterrupts:
         self, way: str, kind: str, chat: Make, server: DemoServer
     ) -> None:
         options = {**ALL, "circuit_failure_threshold": 1, "fallbacks": [RunnableLambda(lambda _: {"done": ["spare"]})]}
-        ask = RunnableLambda(lambda state: {"done": [f"{interrupt('May I?')} {chat().invoke('Hi').text}"]})
+        ask: Any = RunnableLambda(lambda state: {"done": [f"{interrupt('May I?')} {chat().invoke('Hi').text}"]})
         inner = guarded(asking(None, chat()) if kind == "graph" else ask, **options)
         builder = StateGraph(Steps)
         builder.add_node("inner", inner)

@@ -26,7 +26,7 @@ from langgraph.types import RetryPolicy
 from brix_core import BrixBudgetError, BrixGuardBlockedError, BrixLoopError, BrixTimeoutError
 from brix_core.demo import DemoServer, Reply, ServerError
 from brix_core.store import MemoryStore
-from brix_langchain import guard
+from brix_langchain import BrixCallbackHandler, guard
 from brix_langchain.refusals import but_guard_errors, with_fallbacks
 from tests.langchain.conftest import Make
 from tests.langchain.support import MODEL, RATES
@@ -184,6 +184,18 @@ class TestAgents:
         with pytest.raises(BrixBudgetError):
             WAYS[way](RunnableLambda(lambda _: ASKED) | agent)
         assert (len(model.get_traces()), len(spare.get_traces())) == (1, 0)
+
+    @pytest.mark.skipif(
+        not hasattr(model_fallback, "GraphBubbleUp"), reason="in this langchain, it stops at no control flow"
+    )
+    @pytest.mark.parametrize("way", ["invoke", "ainvoke"])
+    def test_nor_over_those_of_the_callback_handler(self, chat: Make, server: DemoServer, way: str) -> None:
+        handler = BrixCallbackHandler(max_cost_usd=1e-9, prices={MODEL: RATES})
+        agent = create_agent(chat(max_tokens=10), middleware=[ModelFallbackMiddleware(SPARE)])
+        with pytest.raises(BrixBudgetError):
+            WAYS[way]((RunnableLambda(lambda _: ASKED) | agent).with_config(callbacks=[handler]))
+        assert [trace["outcome"] for trace in handler.get_traces()] == ["refused"]
+        assert server.stats.requests == 0
 
     def test_but_over_a_failure_of_the_provider(self, chat: Make, server: DemoServer) -> None:
         server.default = ServerError()

@@ -48,7 +48,7 @@ def guarded(target: Any, **options: Any) -> Any:
     return guard(target, **{"store": MemoryStore(), **options})
 
 
-def charged(target: Any) -> float:
+def charged(target: Any) -> Any:
     """What the guards say the calls inside have cost."""
     return sum(trace["cost_usd"] for trace in target.inside.get_traces())
 
@@ -118,7 +118,8 @@ class TestFunctionalGraphs:
         self, way: str, chat: Make, server: DemoServer
     ) -> None:
         flow = guarded(functional(chat(), checkpointer=InMemorySaver()), **PRICED, max_retries=1, per_call_timeout=20.0)
-        for value in ("Who?", Command(resume="Yes.")):
+        values: list[Any] = ["Who?", Command(resume="Yes.")]
+        for value in values:
             if way == "invoke":
                 flow.invoke(value, THREAD)
             elif way == "stream":
@@ -198,7 +199,7 @@ class TestMoneyNobodyTellsOf:
                 client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "Hi"}])
             return question if isinstance(question, str) else {"messages": []}
 
-        builder = StateGraph(MessagesState)
+        builder: Any = StateGraph(MessagesState)
         builder.add_node("ask", ask)
         builder.add_edge(START, "ask")
         target = guarded(builder.compile() if way == "graph" else RunnableLambda(ask), **PRICED)

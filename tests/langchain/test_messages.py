@@ -21,6 +21,7 @@ from langchain_core.messages import (
 )
 
 from brix_core.conversation import Conversation, PrefixMemory
+from brix_core.looping.steps import steps
 from brix_langchain.messages import CODEC
 
 MODEL = "gpt-4o-mini"
@@ -196,3 +197,23 @@ def test_a_remembered_prefix_measures_as_a_fresh_conversation(data: st.DataObjec
         _assert_as_new(messages, memory)
         _change(messages, data)
     _assert_as_new(messages, memory)
+
+
+def polled(*, cleared: bool) -> list[BaseMessage]:
+    """A tool whose results were all different, before context editing took them out."""
+    edited = {"context_editing": {"cleared": True, "strategy": "clear_tool_uses"}} if cleared else {}
+    messages: list[BaseMessage] = [HumanMessage("Is it done?")]
+    for number in range(4):
+        call: Any = {"name": "status", "args": {}, "id": f"c{number}", "type": "tool_call"}
+        messages += [
+            AIMessage("", tool_calls=[call]),
+            ToolMessage("[cleared]", tool_call_id=f"c{number}", response_metadata=edited),
+        ]
+    return messages
+
+
+def test_results_that_context_editing_cleared_are_told_apart() -> None:
+    for cleared, different in ((True, 4), (False, 1)):
+        found = steps(Conversation(polled(cleared=cleared), CODEC).turns(), 10)
+        assert len(found) == 4
+        assert len({step.results for step in found}) == different

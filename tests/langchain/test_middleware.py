@@ -30,7 +30,7 @@ from langchain.agents.structured_output import ProviderStrategy, StructuredOutpu
 from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.errors import GraphRecursionError
-from langgraph.types import Command
+from langgraph.types import Command, interrupt
 from pydantic import BaseModel
 
 import brix_core
@@ -459,9 +459,43 @@ class TestInterrupts:
         assert [message.type for message in messages] == ["human", "ai", "tool", "tool", "human", "ai"]
         assert_all_counted(middleware, server, 2)
 
+    async def test_counts_outlast_an_interrupt_inside_a_tool(self, way: str, chat: Make, server: DemoServer) -> None:
+        @tool
+        def ask(question: str) -> str:
+            """Ask a human."""
+            return str(interrupt(question))
+
+        middleware = guards(max_tool_calls={"ask": 1})
+        agent = create_agent(chat(), [ask, search], middleware=[middleware], checkpointer=InMemorySaver())
+        both = ToolCalls([("ask", {"question": "Who?"}), ("search", {"query": "author"})])
+        server.script(both, ToolCalls([("ask", {"question": "Really?"})]), Reply("Austen."))
+        await run(agent, way, thread="t")
+        assert server.stats.requests == 1
+        messages = await run(agent, way, Command(resume="Jane Austen"), thread="t")
+        answers = [(message.status, message.text) for message in messages if message.type == "tool"]
+        assert answers[:2] == [("success", "Jane Austen"), ("success", "No result for author.")]
+        assert [status for status, _ in answers[2:]] == ["error"]
+        assert_all_counted(middleware, server, 3)
+
 
 @pytest.mark.parametrize("way", ["invoke", "ainvoke"])
 class TestStructuredOutput:
+    @pytest.mark.parametrize("wanted", [Answer, ProviderStrategy(Answer), ToolStrategy(Answer)])
+    async def test_what_is_asked_is_what_the_bare_agent_asks(
+        self, way: str, wanted: Any, chat: Make, server: DemoServer
+    ) -> None:
+        by_tool = isinstance(wanted, ToolStrategy)
+        answer = ToolCalls([("Answer", {"author": "Austen"})]) if by_tool else JsonReply({"author": "Austen"})
+        server.script(answer, answer)
+        middleware = guards()
+        for others in ([], [middleware]):
+            agent: Any = create_agent(chat(), [search], response_format=wanted, middleware=others)
+            state = agent.invoke(QUESTION) if way == "invoke" else await agent.ainvoke(QUESTION)
+            assert state["structured_response"] == Answer(author="Austen")
+        bare, guarded = server.requests
+        assert guarded.body == bare.body
+        assert len(middleware.get_traces()) == 1
+
     async def test_a_tool_strategy_heals_so_often(self, way: str, chat: Make, server: DemoServer) -> None:
         middleware = guards(max_schema_retries=1)
         agent = create_agent(chat(), [search], response_format=ToolStrategy(Answer), middleware=[middleware])
@@ -558,6 +592,24 @@ class TestBesideOthers:
         assert asked == ["Who?"]
         server.default = Reply("Sorry.")
         await run(agent, way, thread="t")
+        assert_all_counted(middleware, server, 2)
+
+    async def test_a_refusal_in_one_of_several_tools_leaves_no_call_pending(
+        self, way: str, chat: Make, server: DemoServer
+    ) -> None:
+        inner = guard(chat(), max_cost_usd=1e-9, prices={MODEL: RATES}, store=MemoryStore())
+
+        @tool
+        def ask(question: str) -> str:
+            """Ask somebody else."""
+            return str(inner.invoke(question).text)
+
+        middleware = guards()
+        agent = create_agent(chat(), [ask, search], middleware=[middleware], checkpointer=InMemorySaver())
+        server.script(ToolCalls([("search", {"query": "x"}), ("ask", {"question": "Who?"})]), Reply("Sorry."))
+        with pytest.raises(BrixBudgetError):
+            await run(agent, way, thread="t")
+        assert (await run(agent, way, thread="t"))[-1].text == "Sorry."
         assert_all_counted(middleware, server, 2)
 
     async def test_a_failing_tool_is_retried_as_before(self, way: str, chat: Make, server: DemoServer) -> None:

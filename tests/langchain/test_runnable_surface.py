@@ -49,7 +49,7 @@ ALL: dict[str, Any] = {
 ANN: Any = {"configurable": {"session_id": "ann"}}
 
 
-def pipe(model: Any) -> Runnable[Any, str]:
+def pipe(model: Any) -> Any:
     return PROMPT | model | StrOutputParser()
 
 
@@ -153,7 +153,8 @@ class Tree(BaseCallbackHandler):
     def paths(self) -> set[tuple[str, ...]]:
         found = set()
         for run_id in self.parents:
-            path, at = [], run_id
+            path: list[str] = []
+            at: UUID | None = run_id
             while at is not None:
                 path.append(self.names[at])
                 at = self.parents[at]  # a parent nobody has heard of is a KeyError
@@ -167,7 +168,7 @@ async def test_runs_nest_as_those_of_a_bare_chain_below_one_span(way: str, optio
     async def tree(chain: Any) -> Tree:
         seen = Tree()
         config: Any = {"callbacks": [seen], "tags": ["mine"], "run_name": "whole"}
-        composed = RunnableSequence(RunnablePassthrough(), chain)
+        composed: Any = RunnableSequence(RunnablePassthrough(), chain)
         ways: dict[str, Callable[[], Any]] = {
             "invoke": lambda: composed.invoke(INPUT, config),
             "stream": lambda: list(composed.stream(INPUT, config)),
@@ -230,7 +231,7 @@ class TestManyAtOnce:
         options = {**ALL, "store": store, "requests_per_minute": 60_000, "burst_capacity": 1}
         model = guard(chat(), **options)
         inner = guard(pipe(model), **options)
-        outer = guard(RunnablePassthrough() | inner, **options)
+        outer: Any = guard(RunnablePassthrough() | inner, **options)
         configs: Any = [ANN if shared else {"configurable": {"session_id": f"user {n}"}} for n in range(20)]
         answers = await asyncio.wait_for(asyncio.gather(*(outer.ainvoke(INPUT, config) for config in configs)), 20)
         assert len(answers) == server.stats.requests == 20
@@ -241,7 +242,7 @@ class TestManyAtOnce:
 
     async def test_so_do_blocking_ones_in_threads(self, chat: Make, server: DemoServer) -> None:
         options = {**ALL, "store": MemoryStore()}
-        outer = guard(RunnablePassthrough() | guard(pipe(guard(chat(), **options)), **options), **options)
+        outer: Any = guard(RunnablePassthrough() | guard(pipe(guard(chat(), **options)), **options), **options)
         answers = await asyncio.wait_for(asyncio.to_thread(outer.batch, [INPUT] * 20, {"max_concurrency": 10}), 20)
         assert len(answers) == server.stats.requests == len(outer.get_traces()) == 20
 
@@ -325,7 +326,7 @@ class TestRefusedFromOutside:
         others = BrixCallbackHandler(**PRICED)
         chain = guard(RunnableLambda(slow) | pipe(chat()), **PRICED, per_call_timeout=0.05, store=store)
         with pytest.raises(BrixTimeoutError):
-            chain.invoke(INPUT, {**ANN, "callbacks": [others]})
+            chain.invoke(INPUT, dict(ANN, callbacks=[others]))
         while len(others.get_traces()) == 0:
             assert time.monotonic() - begun[0] < 5, "the run never came to ask its model"
             time.sleep(0.01)
@@ -368,7 +369,8 @@ async def test_in_an_outer_graph_its_tokens_are_streamed(kind: str, way: str, ch
     builder = StateGraph(MessagesState)
     builder.add_node("inner", inner if kind == "graph" else RunnableLambda(lambda state: state["messages"]) | inner)
     builder.add_edge(START, "inner")
-    outer, asked = builder.compile(), {"messages": [HumanMessage("Hi")]}
+    outer: Any = builder.compile()
+    asked = {"messages": [HumanMessage("Hi")]}
     modes: Any = {"stream_mode": ["messages", "values"], "subgraphs": True}
     chunks = list(outer.stream(asked, **modes)) if way == "stream" else await drain(outer.astream(asked, **modes))
     assert len([chunk for _, mode, chunk in chunks if mode == "messages"]) > 3
@@ -381,5 +383,5 @@ async def test_in_an_outer_graph_its_tokens_are_streamed(kind: str, way: str, ch
 
 def test_a_guarded_runnable_is_one_by_name_too(chat: Make) -> None:
     chain = guarded(pipe(chat()))
-    assert isinstance(chain, GuardedRunnable)
     assert chain.with_config(run_name="x").bound is chain
+    assert isinstance(chain, GuardedRunnable)

@@ -155,9 +155,9 @@ async def test_a_stream_that_has_been_shown_is_not_asked_for_again(
     assert len(caught.value.attempts) == 1
     assert server.wait_until_idle()
     assert attempts(model) == server.stats.requests == 1  # type: ignore[arg-type]
-    # Of a stream that OpenAI's SDK breaks off the usage is never told: it is estimated.
+    # Of a stream that OpenAI's SDK breaks off the usage is never told: it is estimated, and not too low.
     owed = server.stats.prompt_tokens * RATES[0] + server.stats.completion_tokens * RATES[1]
-    assert model.context.session_cost_usd == pytest.approx(owed, rel=0.25)
+    assert owed <= model.context.session_cost_usd <= 2 * owed
 
 
 @pytest.mark.parametrize("finish_reason", ["length", "content_filter"])

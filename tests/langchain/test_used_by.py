@@ -76,12 +76,10 @@ class TestPiped:
         assert len(inner.get_traces()) == len(inner.inside.get_traces()) == server.stats.requests == 1
 
     async def test_when_the_money_is_gone_nothing_is_sent(self, way: str, chat: Make, server: DemoServer) -> None:
-        for make in (
-            lambda: ChatPromptTemplate.from_template("{country}?") | guard(chat(), **poor()),
-            lambda: guard(ChatPromptTemplate.from_template("{country}?") | chat(max_tokens=100), **poor()),
-        ):
+        prompt: Any = ChatPromptTemplate.from_template("{country}?")
+        for chain in (prompt | guard(chat(), **poor()), guard(prompt | chat(max_tokens=100), **poor())):
             with pytest.raises(BrixBudgetError) as caught:
-                await ask(make() | StrOutputParser(), way, {"country": "Norway"})
+                await ask(chain | StrOutputParser(), way, {"country": "Norway"})
             assert caught.value.limit_usd == 1e-9
         assert server.stats.requests == 0
 

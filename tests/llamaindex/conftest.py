@@ -22,7 +22,7 @@ MODEL = "demo-model"
 @pytest.fixture
 async def openai_like(server: DemoServer) -> AsyncIterator[Make]:
     """Makes an OpenAILike on the demo server, on connections that are closed after the test."""
-    blocking, asynchronous = httpx.Client(), httpx.AsyncClient()
+    blocking, asynchronous = httpx.Client(verify=False), httpx.AsyncClient(verify=False)
 
     def make(**fields: Any) -> OpenAILike:
         return OpenAILike(

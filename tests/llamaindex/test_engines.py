@@ -32,7 +32,14 @@ from llama_index.core.tools import FunctionTool, QueryEngineTool
 from llama_index.core.workflow import Context, StartEvent, StopEvent, Workflow, step
 
 import brix_core
-from brix_core import BrixBudgetError, BrixConfigurationError, BrixLoopError, BrixRetrievalError, BrixTimeoutError
+from brix_core import (
+    BrixBudgetError,
+    BrixConfigurationError,
+    BrixLoopError,
+    BrixRetrievalError,
+    BrixTimeoutError,
+    MemoryStore,
+)
 from brix_core.demo import DemoServer, Reply, ServerError, SlowFirstToken, ToolCalls
 from brix_llamaindex import GuardedLLM, GuardedQueryEngine, guard, guard_tools
 from tests.llamaindex.conftest import MODEL, Make
@@ -215,21 +222,35 @@ def test_settings_llm_is_taken_when_an_engine_is_built(
 async def test_every_run_has_its_own_total_timeout(
     openai_like: Make, server: DemoServer, index: VectorStoreIndex, asynchronous: bool
 ) -> None:
-    engine = guard(index.as_query_engine(llm=openai_like(), similarity_top_k=1), total_timeout=0.4)
+    engine = guard(index.as_query_engine(llm=openai_like(), similarity_top_k=1), total_timeout=0.6)
 
     async def ask() -> Any:
         return await engine.aquery(FITTING) if asynchronous else engine.query(FITTING)
 
     for _ in range(3):
         await ask()
-        time.sleep(0.15)
-    server.default = SlowFirstToken(1.0)
+        time.sleep(0.25)
+    server.default = SlowFirstToken(2.0)
     before = time.monotonic()
     with pytest.raises(BrixTimeoutError) as caught:
         await ask()
-    assert time.monotonic() - before < 0.8
+    assert time.monotonic() - before < 1.6
     assert caught.value.kind in ("total", "call")
     assert attempts(engine) == server.stats.requests == 4
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_an_answer_from_nodes_at_hand_is_a_run_too(
+    openai_like: Make, server: DemoServer, index: VectorStoreIndex, asynchronous: bool
+) -> None:
+    bare = index.as_query_engine(llm=openai_like(), response_mode="refine", similarity_top_k=3)
+    engine = guard(bare, total_timeout=0.5)
+    bundle = QueryBundle(FITTING)
+    nodes = engine.retrieve(bundle)
+    server.default = SlowFirstToken(0.3)  # three calls, each of them well within the time
+    with pytest.raises(BrixTimeoutError):
+        await engine.asynthesize(bundle, nodes) if asynchronous else engine.synthesize(bundle, nodes)
+    assert 0 < attempts(engine) == server.stats.requests < 3
 
 
 @of_llama_index
@@ -495,8 +516,9 @@ async def test_agents_side_by_side_keep_their_sessions(openai_like: Make, server
 async def test_workflows_side_by_side_have_sessions_and_budgets_of_their_own(
     openai_like: Make, server: DemoServer
 ) -> None:
-    # A call is reserved at 110 to 120 tokens: there is money for two or three, and not for six.
-    llm = guard(openai_like(max_tokens=100), max_cost_usd=0.0003, prices={MODEL: (1e-6, 1e-6)})
+    # A call costs 110 tokens: there is money for two or three, and not for six.
+    # Of its own is the store, too: sessions of the same name share their spending.
+    llm = guard(openai_like(max_tokens=100), max_cost_usd=0.0003, prices=PRICES, store=MemoryStore())
     server.default = Reply("word " * 100)
     barrier = asyncio.Barrier(2)
 

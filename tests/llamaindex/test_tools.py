@@ -272,6 +272,28 @@ async def test_an_agent_that_calls_a_tool_too_often_is_told_and_then_ended(
 
 
 @of_llama_index
+@pytest.mark.parametrize(
+    ("options", "cities", "told", "error"),
+    [
+        ({"max_calls": 1}, ["Oslo", "Bergen", "Rome", "Paris"], "may be called 1 times", BrixRunLimitError),
+        ({}, ["Oslo"] * 5, "going round in circles", BrixLoopError),
+    ],
+)
+async def test_a_batch_of_calls_is_told_once(
+    openai_like: Make, server: DemoServer, options: Any, cities: list[str], told: str, error: type[Exception]
+) -> None:
+    batch = ToolCalls([("alook_up", {"city": city}) for city in cities])
+    server.script(batch, Reply("I do not know."), batch, batch)
+    llm = guard(openai_like())
+    agent = FunctionAgent(tools=[guard_tool(alook_up, **options)], llm=llm)
+    assert str(await agent.run("Where is Oslo?")) == "I do not know."
+    assert str(server.requests[1].body["messages"]).count(told) == 3
+    with pytest.raises(error):
+        await agent.run("Where is Oslo?")
+    assert attempts(llm) == server.stats.requests == 4
+
+
+@of_llama_index
 @pytest.mark.parametrize("kind", [FunctionAgent, ReActAgent])
 async def test_an_agent_told_that_it_calls_too_often_may_still_answer(
     openai_like: Make, server: DemoServer, kind: type[BaseWorkflowAgent]

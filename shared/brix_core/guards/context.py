@@ -29,6 +29,7 @@ from brix_core import checks
 from brix_core.call import CallRequest, Endpoint
 from brix_core.conversation import Conversation
 from brix_core.errors import BrixConfigurationError, BrixContextError, BrixInternalError
+from brix_core.failures import is_control_flow
 from brix_core.flow import Effect, Flow, Proceed, Run
 from brix_core.model_limits import context_window
 from brix_core.tokens import count_message, tokenizer_for
@@ -219,7 +220,7 @@ class ContextGuard:
                 request, proceed, outline, task.room, task.yardstick, task.limit
             )
         except Exception as error:
-            if isinstance(error, BrixInternalError) or _is_control_flow(error):
+            if isinstance(error, BrixInternalError) or is_control_flow(error):
                 raise
             log.warning(
                 "no summary for session %s, its latest messages are kept instead: %s: %s",
@@ -297,11 +298,6 @@ def _counted(
         return sum(map(each.__getitem__, positions)) + fresh
 
     return tokens
-
-
-def _is_control_flow(error: Exception) -> bool:
-    """LangGraph's interrupts are no failures. Known by name, since the core knows no framework."""
-    return any(cls.__name__ == "GraphBubbleUp" for cls in type(error).__mro__)
 
 
 __all__ = ["ContextConfig", "ContextGuard"]

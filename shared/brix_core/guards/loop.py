@@ -30,7 +30,7 @@ from brix_core.embedding import as_embedder
 from brix_core.errors import BrixConfigurationError, BrixGuardError, BrixLoopError
 from brix_core.flow import Effect, Flow, Proceed, Run
 from brix_core.looping.likeness import Likeness, comparable, loop_by_meaning, of_response, of_step, recurs
-from brix_core.looping.loops import Happened, Loop, response_loop, shortened, tool_loop
+from brix_core.looping.loops import Happened, Loop, diversity_text, response_loop, shortened, told, tool_loop
 from brix_core.looping.repetition import Repetition, RepetitionWatch, repetition_in
 from brix_core.looping.steps import steps
 from brix_core.session import PerSession
@@ -206,7 +206,7 @@ class LoopGuard:
         request.call.decide(
             "loop", "injected", kind=loop.kind, repeats=loop.repeats, what=loop.what, injection=injections + 1
         )
-        text = self.config.loop_diversity_prompt or _diversity_text(loop)
+        text = self.config.loop_diversity_prompt or diversity_text(loop)
         conversation = request.conversation.adding(("user", text))
         return (yield from proceed(request.evolve(conversation=conversation)))
 
@@ -284,7 +284,7 @@ class LoopGuard:
         if loop.kind == "stream":
             limit, advice = "", "sampling parameters, or end the run"
         return BrixLoopError(
-            f"{_told(loop)}{limit}{vain}. Change the prompt or the {advice}",
+            f"{told(loop)}{limit}{vain}. Change the prompt or the {advice}",
             kind=loop.kind,
             repeats=loop.repeats,
             cycle_length=loop.cycle_length,
@@ -301,18 +301,6 @@ def _conversation(request: CallRequest, turns: Sequence[Turn]) -> int:
 def _loop_of_text(repetition: Repetition) -> Loop:
     head, space, tail = repetition.unit.partition(" ")  # it may begin in the middle of a word
     return Loop("stream", repetition.repeats, 1, f"the text {shortened(f'{tail}{head}{space}')!r}")
-
-
-def _told(loop: Loop) -> str:
-    return f"{loop.what} came up {loop.repeats} times{' in turn' if loop.cycle_length > 1 else ''} without anything new"
-
-
-def _diversity_text(loop: Loop) -> str:
-    return (
-        f"You are going round in circles: {_told(loop)}. Do not repeat it. Take another approach, with other steps or "
-        "other arguments; if there is none, give the best final answer you can from what you know by now, and say "
-        "what is missing."
-    )
 
 
 __all__ = ["MAX_CONVERSATIONS", "LoopConfig", "LoopGuard"]

@@ -23,6 +23,9 @@ from brix_core.flow import Effect, Flow, Proceed
 from brix_core.pacing import Lines, burst_of, one_request
 from brix_core.store.base import Demand, Store
 
+MAX_BURST: Final = 1_000_000_000
+"""Beyond it, `burst_capacity` is a slip of the pen."""
+
 ASSUMED_OUTPUT_TOKENS: Final = 1_024
 """Output taken from the token bucket for a call without an output cap, until its usage is known."""
 
@@ -62,7 +65,7 @@ class RateLimitConfig:
         if self.tokens_per_minute is not None:
             checks.positive("tokens_per_minute", self.tokens_per_minute)
         if self.burst_capacity is not None:
-            checks.whole("burst_capacity", self.burst_capacity, 1)
+            checks.whole("burst_capacity", self.burst_capacity, 1, MAX_BURST)
         checks.one_of("rate_limit_scope", self.rate_limit_scope, ("session", "provider"))
         checks.flag("adaptive_rate_limiting", self.adaptive_rate_limiting)
         checks.fraction("min_rate_floor", self.min_rate_floor)

@@ -201,6 +201,20 @@ def shortened(text: str) -> str:
     return text if len(text) <= MAX_QUOTED else text[: MAX_QUOTED - 1] + "…"
 
 
+def told(loop: Loop) -> str:
+    """What recurs, in a sentence."""
+    return f"{loop.what} came up {loop.repeats} times{' in turn' if loop.cycle_length > 1 else ''} without anything new"
+
+
+def diversity_text(loop: Loop) -> str:
+    """What to tell an agent that goes round in circles, unless the application has words of its own."""
+    return (
+        f"You are going round in circles: {told(loop)}. Do not repeat it. Take another approach, with other steps or "
+        "other arguments; if there is none, give the best final answer you can from what you know by now, and say "
+        "what is missing."
+    )
+
+
 __all__ = [
     "IDENTIFIER",
     "MAX_QUOTED",
@@ -209,9 +223,11 @@ __all__ = [
     "Happened",
     "Loop",
     "as_loop",
+    "diversity_text",
     "find",
     "quoted",
     "response_loop",
     "shortened",
+    "told",
     "tool_loop",
 ]
