@@ -57,7 +57,9 @@ def guard(target: Any, **options: Unpack[GuardOptions]) -> Any:
         ['ok']
 
         >>> from llama_index.core.chat_engine import SimpleChatEngine
-        >>> chat = guard(SimpleChatEngine.from_defaults(llm=MockLLM()), max_retries=2, total_timeout=30)
+        >>> from llama_index.core.memory import ChatMemoryBuffer
+        >>> engine = SimpleChatEngine.from_defaults(llm=MockLLM(), memory=ChatMemoryBuffer.from_defaults())
+        >>> chat = guard(engine, max_retries=2, total_timeout=30)
         >>> _ = chat.chat("Hello")
         >>> isinstance(chat, SimpleChatEngine), len(chat.get_traces())
         (True, 1)

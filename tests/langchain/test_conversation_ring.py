@@ -350,7 +350,9 @@ async def test_what_a_fallback_is_sent_fits_too(
         call = {"name": "lookup", "args": {"key": "Oslo"}, "id": f"c{number}"}
         loop += [AIMessage("", tool_calls=[call]), ToolMessage("nothing", tool_call_id=f"c{number}")]
     await say(model.bind_tools([lookup]), way, loop)
-    assert 600 < longest(server) <= 1_200
+    assert len(server.requests[0].body["messages"]) == len(other.requests[0].body["messages"]) + (
+        1 if first == "openai" else -1
+    )  # Claude's system prompt is no message
     assert 600 < longest(other) <= 1_200
     assert ROUND_AGAIN in texts(other)
     assert (server.stats.requests, other.stats.requests) == (2, 2)
