@@ -11,11 +11,15 @@ import asyncio
 import sys
 import threading
 import weakref
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 from langchain_core.language_models import BaseChatModel
 
-_homes: weakref.WeakKeyDictionary[Any, weakref.ref[asyncio.AbstractEventLoop]] = weakref.WeakKeyDictionary()
+_Home: TypeAlias = Callable[[], asyncio.AbstractEventLoop | None]
+"""Gives a loop, while there is one: a weak reference."""
+
+_homes: weakref.WeakKeyDictionary[Any, _Home] = weakref.WeakKeyDictionary()
 """The loop on which each HTTP client was first used here. LangChain's models share theirs with one another."""
 
 
@@ -28,7 +32,7 @@ class ModelOnLoops:
 
     def __init__(self, model: BaseChatModel) -> None:
         self._model = model
-        self._home: weakref.ref[asyncio.AbstractEventLoop] | None = None
+        self._home: _Home | None = None
         self._copies: dict[asyncio.AbstractEventLoop, BaseChatModel] = {}
         self._lock = threading.Lock()
 
@@ -49,15 +53,26 @@ class ModelOnLoops:
             return self._copies[loop]
 
 
-def _home_of(model: BaseChatModel, loop: asyncio.AbstractEventLoop) -> weakref.ref[asyncio.AbstractEventLoop]:
+def _home_of(model: BaseChatModel, loop: asyncio.AbstractEventLoop) -> _Home:
     """The loop that the model's HTTP client belongs to; `loop` if it has none yet."""
     getattr(model, "_async_client", None)  # ChatAnthropic makes it on first use
     here = weakref.ref(loop)
     for member in model.__dict__.values():
         client: Any = member if _is_async_client(member) else getattr(member, "_client", None)
         if _is_async_client(client):
+            if client._client not in _homes and _has_connections(client._client):
+                return _nowhere  # another model's, who knows where: LangChain shares clients
             return _homes.setdefault(client._client, here)
     return here
+
+
+def _nowhere() -> None:
+    return None
+
+
+def _has_connections(http_client: Any) -> bool:
+    pool = getattr(getattr(http_client, "_transport", None), "_pool", None)
+    return bool(getattr(pool, "connections", ()))
 
 
 def _with_own_pool(model: BaseChatModel) -> BaseChatModel:

@@ -245,7 +245,7 @@ def test_every_option_has_a_kind_here() -> None:
 
 @pytest.mark.parametrize("option", sorted(NUMBERS | WHOLE))
 @pytest.mark.parametrize(
-    "value", [float("nan"), True, False, "1", "", b"1", [1], {}, -1, -0.5, float("-inf"), 1j, object()], ids=repr
+    "value", [float("nan"), True, False, "1", "", b"1", [1], {}, -1, -0.5, float("-inf"), 1j, ...], ids=repr
 )
 def test_what_is_no_number_is_refused_by_name(option: str, value: Any) -> None:
     with pytest.raises(BrixConfigurationError, match=f"{option} must be"):

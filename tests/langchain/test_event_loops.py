@@ -62,6 +62,19 @@ def test_every_event_loop_has_connections_of_its_own(make: Callable[..., Any], s
     assert [entry["outcome"] for entry in model.get_traces() + another.get_traces()] == ["ok"] * 9
 
 
+@pytest.mark.parametrize("make", [openai_on, claude_on])
+def test_connections_that_a_bare_model_made_on_a_loop_before_are_left_alone(
+    make: Callable[..., Any], server: DemoServer
+) -> None:
+    asyncio.run(make(server).ainvoke("hi"))
+    before = server.stats.requests  # the bare model may have had to try again, for the same reason
+    model = guard(make(server), max_cost_usd=1, store=MemoryStore())
+    for _ in range(2):
+        asyncio.run(model.ainvoke("hi"))
+    assert server.stats.requests - before == 2
+    assert [entry["outcome"] for entry in model.get_traces()] == ["ok"] * 2
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_forked_child_has_workers_of_its_own(server: DemoServer) -> None:
