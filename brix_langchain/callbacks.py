@@ -18,7 +18,7 @@ from brix_core.flow import Flow, compose
 from brix_core.looping.steps import Taken
 from brix_core.options import GuardOptions
 from brix_core.pipeline import Pipeline
-from brix_core.session import Session, current_session_id
+from brix_core.session import current_session_id
 from brix_langchain.callback_options import parse_for_callbacks
 from brix_langchain.called_model import (
     CalledModel,
@@ -33,6 +33,7 @@ from brix_langchain.outermost import Runs, running_task, tool_use
 from brix_langchain.reading import added, usage_of
 from brix_langchain.refusals import final_in_graph
 from brix_langchain.sessions import session_of
+from brix_langchain.telling import TellsOfItsGuards
 
 
 class _FromCacheError(Exception):
@@ -43,7 +44,7 @@ class _FromCacheError(Exception):
         self.response = response
 
 
-class BrixCallbackHandler(BaseCallbackHandler):
+class BrixCallbackHandler(TellsOfItsGuards, BaseCallbackHandler):
     """Guards every model and tool call of whatever it is attached to: ``config={"callbacks": [handler]}``.
 
     A refused call is blocked before its request leaves, in `invoke` as in `ainvoke`, in chains, agents and graphs; a
@@ -109,26 +110,6 @@ class BrixCallbackHandler(BaseCallbackHandler):
         self._guarded = compose([guard for guard in self._pipeline.guards if guard is not self._pipeline.traces])
         self._open = OpenCalls()
         self._runs = Runs()
-
-    # What the guards know
-
-    def get_traces(self, session_id: str | None = None) -> list[dict[str, Any]]:
-        """Trace entries of model calls, newest first; ``run_id`` is LangChain's.
-
-        Args:
-            session_id: Only those of this session.
-        """
-        return self._pipeline.traces.get_traces(session_id)
-
-    @property
-    def context(self) -> Session:
-        """The session that a call made here and now would belong to."""
-        return self._pipeline.session(session_of(None))
-
-    @property
-    def guards(self) -> tuple[str, ...]:
-        """Names of the active guards, outermost first."""
-        return self._pipeline.names
 
     def __deepcopy__(self, memo: dict[int, Any]) -> BrixCallbackHandler:
         """Itself: what it counts is one, however often the model or the configuration it is attached to is copied."""

@@ -21,7 +21,7 @@ from typing_extensions import override
 from brix_core.call import CallRequest
 from brix_core.errors import BrixConfigurationError
 from brix_core.pipeline import Pipeline
-from brix_core.session import Session, current_session_id
+from brix_core.session import current_session_id
 from brix_langchain.binding import bound_arguments, rebind
 from brix_langchain.endpoint import ChatModelEndpoint
 from brix_langchain.inside import described
@@ -30,6 +30,7 @@ from brix_langchain.refusals import RefusalsAreFinal
 from brix_langchain.schema_binding import digest, structured_output
 from brix_langchain.sessions import session_of
 from brix_langchain.structured import ASKED, Asked
+from brix_langchain.telling import TellsOfItsGuards
 
 _TAKEN_OVER = (
     "cache",
@@ -50,7 +51,7 @@ _SESSION: Final = "_brix_session"
 LangChain hands arguments on, so that neither caches nor traces see it."""
 
 
-class GuardedChatModel(RefusalsAreFinal, BaseChatModel):
+class GuardedChatModel(TellsOfItsGuards, RefusalsAreFinal, BaseChatModel):
     """A chat model whose every call passes the guards. Made by `brix_langchain.guard`.
 
     It is used like the model it wraps: invoke, stream, batch and their async twins, ``bind_tools``,
@@ -89,26 +90,6 @@ class GuardedChatModel(RefusalsAreFinal, BaseChatModel):
             _pipeline=pipeline,
             _keeps_partial=keeps_partial,
         )
-
-    # What the guards know
-
-    def get_traces(self, session_id: str | None = None) -> list[dict[str, Any]]:
-        """Trace entries of this model's calls, newest first.
-
-        Args:
-            session_id: Only those of this session.
-        """
-        return self._pipeline.traces.get_traces(session_id)
-
-    @property
-    def context(self) -> Session:
-        """The session that a call made here and now would belong to."""
-        return self._pipeline.session(session_of(None))
-
-    @property
-    def guards(self) -> tuple[str, ...]:
-        """Names of the active guards, outermost first."""
-        return self._pipeline.names
 
     # One call. LangChain has opened the run, and looked into its cache
 

@@ -25,7 +25,6 @@ from typing_extensions import override
 from brix_core import checks
 from brix_core.errors import BrixConfigurationError, BrixLoopError, BrixSchemaError
 from brix_core.options import parse
-from brix_core.session import Session
 from brix_langchain.agent_limits import Limits, RunLimits, told
 from brix_langchain.agent_messages import STOPPED, all_answered, last_word, not_run, pending_calls
 from brix_langchain.agent_model import AgentModel, letting_through
@@ -33,7 +32,7 @@ from brix_langchain.agent_steps import Run, begun, continued, rejected, taken
 from brix_langchain.chat_model import GuardedChatModel
 from brix_langchain.guarding import _endpoint
 from brix_langchain.pipelines import ModelPipeline
-from brix_langchain.sessions import session_of
+from brix_langchain.telling import TellsOfItsGuards
 
 MAX_MODELS: Final = 32
 """Models of one agent that are told apart; beyond them, the longest unused is wrapped anew."""
@@ -51,7 +50,7 @@ class BrixAgentState(AgentState[Any]):
     brix_refused: NotRequired[Annotated[dict[str, str], PrivateStateAttr]]
 
 
-class BrixMiddleware(AgentMiddleware[AgentState[Any], ContextT]):
+class BrixMiddleware(TellsOfItsGuards, AgentMiddleware[AgentState[Any], ContextT]):
     """Guards every model call of an agent, stops it when its tools go round in circles, and limits its calls.
 
     The session of a budget, a rate, a trace is that of `brix_langchain.guard`: ``configurable.session_id``, else
@@ -138,26 +137,6 @@ class BrixMiddleware(AgentMiddleware[AgentState[Any], ContextT]):
         self._window = max(0 if loop is None else loop.reach, self._max_schema_retries + 1)
         self._models: OrderedDict[int, tuple[BaseChatModel, AgentModel]] = OrderedDict()
         self._lock = threading.Lock()
-
-    # What the guards know
-
-    def get_traces(self, session_id: str | None = None) -> list[dict[str, Any]]:
-        """Trace entries of the agent's model calls, newest first.
-
-        Args:
-            session_id: Only those of this session.
-        """
-        return self._pipeline.traces.get_traces(session_id)
-
-    @property
-    def context(self) -> Session:
-        """The session that a run made here and now would belong to."""
-        return self._pipeline.session(session_of(None))
-
-    @property
-    def guards(self) -> tuple[str, ...]:
-        """Names of the active guards, outermost first."""
-        return self._pipeline.names
 
     # A run begins
 

@@ -19,18 +19,18 @@ from typing_extensions import override
 from brix_core.call import CallRequest, CallResponse
 from brix_core.errors import BrixConfigurationError
 from brix_core.pipeline import Pipeline
-from brix_core.session import Session
 from brix_langchain.inside import described
 from brix_langchain.refusals import RefusalsAreFinal
 from brix_langchain.run_guards import session_now
 from brix_langchain.sessions import session_of
 from brix_langchain.string_endpoint import StringModelEndpoint
+from brix_langchain.telling import TellsOfItsGuards
 
 _TAKEN_OVER = ("cache", "verbose", "callbacks", "tags", "metadata", "custom_get_token_ids", "name")
 """Settings of the inner model that LangChain reads on the model it is given."""
 
 
-class GuardedLLM(RefusalsAreFinal, BaseLLM):
+class GuardedLLM(TellsOfItsGuards, RefusalsAreFinal, BaseLLM):
     """A string LLM whose every prompt passes the guards. Made by `brix_langchain.guard`.
 
     Each prompt is a call of its own: where the model would send several in one request, as OpenAI's does for
@@ -58,26 +58,6 @@ class GuardedLLM(RefusalsAreFinal, BaseLLM):
         fields |= {name: getattr(inner, name) for name in _TAKEN_OVER if getattr(inner, name, None) is not None}
         super().__init__(**fields)
         self.__dict__.update(_endpoint=endpoint, _fallbacks=tuple(fallbacks), _pipeline=pipeline, _session=None)
-
-    # What the guards know
-
-    def get_traces(self, session_id: str | None = None) -> list[dict[str, Any]]:
-        """Trace entries of this model's calls, newest first.
-
-        Args:
-            session_id: Only those of this session.
-        """
-        return self._pipeline.traces.get_traces(session_id)
-
-    @property
-    def context(self) -> Session:
-        """The session that a call made here and now would belong to."""
-        return self._pipeline.session(session_of(None))
-
-    @property
-    def guards(self) -> tuple[str, ...]:
-        """Names of the active guards, outermost first."""
-        return self._pipeline.names
 
     # The calls. LangChain has opened the runs, and looked into its cache
 
