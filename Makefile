@@ -20,7 +20,8 @@ LOWEST_READY := $(LOWEST)/.installed
 LOWEST_PINS := $(LOWEST)/constraints.txt
 LOWEST_TESTS := tests/test_lowest.py \
 	$(addprefix tests/llamaindex/test_,surface.py structured_output.py output_parser.py tools.py engines.py retrieval.py) \
-	$(addprefix tests/langchain/test_,bypass.py sessions.py messages.py)
+	$(addprefix tests/langchain/test_,used_by.py standard_guarded.py retrieval.py graphs.py bypass.py sessions.py) \
+	$(addprefix tests/langchain/test_,messages.py guard_errors.py middleware.py string_llm.py)
 # What the frameworks themselves came to do later: LlamaIndex streams objects of text models, and accepts in them what
 # only JSON can say (0.14.22), makes `to_payload` of an LLM, mocks the streams of function-calling LLMs; LangChain has
 # the third version of `stream_events`, and marks what is private in a run's metadata.
@@ -99,7 +100,8 @@ $(LOWEST_READY): pyproject.toml constraints.txt constraints-lowest.txt
 		constraints-lowest.txt constraints.txt > $(LOWEST_PINS)
 	$(LOWEST)/bin/python $(PIP) --no-compile -c $(LOWEST_PINS) hatchling editables
 	$(LOWEST)/bin/python $(PIP) --no-compile -c $(LOWEST_PINS) --no-build-isolation -e ".[langchain,openai,anthropic,demo]" \
-		langchain-anthropic faiss-cpu llama-index-vector-stores-faiss pytest pytest-asyncio hypothesis
+		langchain-anthropic langchain-community langchain-tests faiss-cpu llama-index-vector-stores-faiss \
+		pytest pytest-asyncio hypothesis
 	@touch $@
 
 # LlamaIndex imports LangGraph wherever it is installed, and the lowest version of that warns of itself.

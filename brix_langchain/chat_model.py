@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from functools import cached_property
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
@@ -185,12 +186,15 @@ class GuardedChatModel(TellsOfItsGuards, RefusalsAreFinal, BaseChatModel):
 
     @override
     def stream_events(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        _check_events_exist()
         # The older versions come by `stream`; the newest opens its run by itself.
         named = _named(config, kwargs) if kwargs.get("version") == "v3" else kwargs
         return super().stream_events(input, config, **named)
 
     @override
     def astream_events(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        if kwargs.get("version") == "v3":
+            _check_events_exist()
         named = _named(config, kwargs) if kwargs.get("version") == "v3" else kwargs
         return super().astream_events(input, config, **named)
 
@@ -347,6 +351,14 @@ for _hook in (GuardedChatModel._generate, GuardedChatModel._agenerate):
 def _public(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments without our own."""
     return {name: value for name, value in kwargs.items() if name not in (_SESSION, ASKED)}
+
+
+def _check_events_exist() -> None:
+    if not hasattr(Runnable, "stream_events"):
+        raise BrixConfigurationError(
+            "`stream_events`, and version 3 of `astream_events`, come with langchain-core 1.4; "
+            f'{version("langchain-core")} is installed. Upgrade it, or call astream_events(..., version="v2")'
+        )
 
 
 def _named(config: RunnableConfig | None, kwargs: dict[str, Any]) -> dict[str, Any]:

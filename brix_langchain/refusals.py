@@ -8,8 +8,9 @@ them, is also LangGraph's control flow (`GraphBubbleUp`): the retry policies of 
 as ever.
 
 Out of reach is LangChain's recovery around something that only *contains* a guarded model, such as a chain's own
-``with_retry``. For that there are `but_guard_errors` and `with_fallbacks` here. The `ModelFallbackMiddleware` of
-langchain 1.0 stops at no control flow either: name the other models to the guard, ``guard(model, fallbacks=[...])``.
+``with_retry``. For that there are `but_guard_errors` and `with_fallbacks` here. Up to langchain 1.3.14, the middlewares
+stop at no control flow either: they may ask a guard that has refused once more, and then nothing is sent either, or
+answer in its stead. Have the guard retry and fail over itself, ``guard(model, max_retries=2, fallbacks=[...])``.
 """
 
 from __future__ import annotations

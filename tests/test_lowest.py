@@ -8,10 +8,14 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from langchain_core.language_models.fake_chat_models import FakeListChatModel
+from langchain_core.runnables import Runnable
 from llama_index.core.llms import MockLLM
 from llama_index.core.prompts import PromptTemplate
 from pydantic import BaseModel
 
+import brix_langchain
+from brix_core import BrixConfigurationError
 from brix_llamaindex import guard
 
 ROOT = Path(__file__).parents[1]
@@ -68,3 +72,13 @@ def test_objects_that_llama_index_cannot_stream_yet_are_refused_before_anything_
     with pytest.raises(NotImplementedError, match="stream_call is not supported"):
         next(iter(llm.stream_structured_predict(City, PromptTemplate("Describe Oslo."))))
     assert llm.get_traces() == []
+
+
+@pytest.mark.skipif(hasattr(Runnable, "stream_events"), reason="LangChain streams them since langchain-core 1.4")
+def test_events_that_langchain_cannot_stream_yet_are_refused_before_anything_is_sent() -> None:
+    model = brix_langchain.guard(FakeListChatModel(responses=["Oslo"]))
+    with pytest.raises(BrixConfigurationError, match=r"langchain-core 1\.4; .* is installed"):
+        model.stream_events("Hi", version="v3")
+    with pytest.raises(BrixConfigurationError, match=r'astream_events\(\.\.\., version="v2"\)'):
+        model.astream_events("Hi", version="v3")
+    assert model.get_traces() == []

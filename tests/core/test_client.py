@@ -378,6 +378,14 @@ async def test_an_idle_stream_times_out(server: DemoServer, wrap: Wrap, name: st
     await all_arrived(server, client)
 
 
+@every_client
+@pytest.mark.parametrize("ask", [by_complete, by_complete_sync, by_stream, by_astream])
+@in_loop
+async def test_a_limit_of_ages_is_no_limit(server: DemoServer, wrap: Wrap, name: str, ask: Ask) -> None:
+    await ask(wrap(name, per_call_timeout=1e12, total_timeout=1e12, idle_timeout=1e12, first_token_timeout=1e12))
+    assert server.stats.answered == 1
+
+
 @pytest.mark.parametrize("name", ["openai.OpenAI", "openai.AsyncOpenAI"])
 @in_loop
 async def test_a_call_left_behind_ends_soon(server: DemoServer, wrap: Wrap, name: str) -> None:

@@ -24,6 +24,8 @@ async def chat(server: DemoServer) -> AsyncIterator[Make]:
         async with httpx.AsyncClient(verify=False) as asynchronous:
 
             def make(**fields: Any) -> ChatOpenAI:
+                if "stream_chunk_timeout" not in ChatOpenAI.model_fields:
+                    fields.pop("stream_chunk_timeout", None)  # langchain-openai 1.0 has no such limit to lift
                 return ChatOpenAI(
                     **{
                         "model": MODEL,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any, Final
 
 import pytest
+from langchain.agents.middleware import model_fallback
+from langchain_core.runnables import Runnable
 
 from brix_core.demo import DemoServer
 from brix_langchain import GuardedChatModel
@@ -26,6 +28,14 @@ OPTIONS: Final[dict[str, Any]] = {
     "trace_buffer_size": 10_000,
 }
 """All guards on, with limits that get in nobody's way."""
+
+needs_v3 = pytest.mark.skipif(
+    not hasattr(Runnable, "stream_events"), reason="`stream_events` comes with langchain-core 1.4"
+)
+needs_middlewares_that_stop = pytest.mark.skipif(
+    not hasattr(model_fallback, "GraphBubbleUp"),
+    reason="LangChain's retries and fallbacks let control flow through from langchain 1.3.15 on",
+)
 
 _INPUTS_NOT_SUPPORTED: Final = frozenset(
     {
@@ -69,4 +79,13 @@ def assert_all_seen(model: GuardedChatModel, server: DemoServer, requests: int |
     assert model.context.session_cost_usd == pytest.approx(owed, rel=1e-6)
 
 
-__all__ = ["MODEL", "OPTIONS", "RATES", "STANDARD_SKIPS", "assert_all_seen", "attempts"]
+__all__ = [
+    "MODEL",
+    "OPTIONS",
+    "RATES",
+    "STANDARD_SKIPS",
+    "assert_all_seen",
+    "attempts",
+    "needs_middlewares_that_stop",
+    "needs_v3",
+]

@@ -44,7 +44,7 @@ from brix_langchain import BrixCallbackHandler, guard
 from brix_langchain.open_calls import MAX_OPEN
 from brix_langchain.outermost import MAX_RUNS, MAX_TOOLS
 from tests.langchain.conftest import Make
-from tests.langchain.support import MODEL, RATES, assert_all_seen
+from tests.langchain.support import MODEL, RATES, assert_all_seen, needs_v3
 from tests.langchain.test_bypass import ASYNC, SYNC, City
 from tests.support.ledger import AuditedStore
 from tests.support.virtual import VirtualClock
@@ -426,6 +426,7 @@ async def test_an_async_stream_is_stopped_at_the_cap(
     assert_settled(handler, store)
 
 
+@needs_v3
 def test_a_stream_of_events_without_chunks_is_stopped_at_the_cap(make: Make, store: AuditedStore) -> None:
     handler = make(max_cost_usd=1.0, prices={"FakeListChatModel": RATES})
     model = FakeListChatModel(responses=["word " * 50]).bind(max_tokens=20)

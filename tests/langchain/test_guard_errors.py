@@ -8,16 +8,16 @@ import pickle
 from collections.abc import Callable
 from typing import Any, TypedDict
 
-import langchain.agents.middleware
 import pytest
 from langchain.agents import create_agent
-from langchain.agents.middleware import ModelFallbackMiddleware, model_fallback
+from langchain.agents.middleware import ModelFallbackMiddleware, ModelRetryMiddleware
 from langchain_core import exceptions
 from langchain_core.language_models.fake import FakeListLLM
 from langchain_core.language_models.fake_chat_models import FakeListChatModel
 from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.runnables import RunnableLambda
+from langchain_core.runnables.retry import RunnableRetry
 from langchain_core.tools import tool
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode
@@ -29,10 +29,9 @@ from brix_core.store import MemoryStore
 from brix_langchain import BrixCallbackHandler, guard
 from brix_langchain.refusals import but_guard_errors, with_fallbacks
 from tests.langchain.conftest import Make
-from tests.langchain.support import MODEL, RATES
+from tests.langchain.support import MODEL, RATES, needs_middlewares_that_stop
 
-ModelRetryMiddleware: Any = getattr(langchain.agents.middleware, "ModelRetryMiddleware", None)
-"""Not in langchain 1.0."""
+TAKES_PREDICATES = RunnableRetry.model_fields["retry_exception_types"].annotation != tuple[type[BaseException], ...]
 
 Way = Callable[[Any], Any]
 
@@ -101,6 +100,7 @@ class TestOtherFailures:
         model = guard(chat(), store=MemoryStore()).with_retry(stop_after_attempt=2, wait_exponential_jitter=False)
         assert model.invoke("Hi").content == "At last."
 
+    @pytest.mark.skipif(not TAKES_PREDICATES, reason="`with_retry` takes predicates from langchain-core 1.7 on")
     def test_a_predicate_is_left_as_it_is(self, chat: Make, server: DemoServer) -> None:
         server.script(ServerError(), Reply("At last."))
         model = guard(chat(), store=MemoryStore())
@@ -165,7 +165,7 @@ class TestAroundAChain:
 
 
 class TestAgents:
-    @pytest.mark.skipif(ModelRetryMiddleware is None, reason="this langchain has no such middleware")
+    @needs_middlewares_that_stop
     @pytest.mark.parametrize("on_failure", ["continue", "error"])
     def test_the_retry_middleware_does_not_retry_them(self, on_failure: Any) -> None:
         model = TARGETS["chat model"]()
@@ -174,9 +174,7 @@ class TestAgents:
             create_agent(model, middleware=[retry]).invoke(ASKED)
         assert len(model.get_traces()) == 1
 
-    @pytest.mark.skipif(
-        not hasattr(model_fallback, "GraphBubbleUp"), reason="in this langchain, it stops at no control flow"
-    )
+    @needs_middlewares_that_stop
     @pytest.mark.parametrize("way", ["invoke", "ainvoke", "stream", "astream"])
     def test_the_fallback_middleware_does_not_answer_over_them(self, way: str) -> None:
         model, spare = TARGETS["chat model"](), guard(FakeListChatModel(responses=["Spare."]), store=MemoryStore())
@@ -185,9 +183,7 @@ class TestAgents:
             WAYS[way](RunnableLambda(lambda _: ASKED) | agent)
         assert (len(model.get_traces()), len(spare.get_traces())) == (1, 0)
 
-    @pytest.mark.skipif(
-        not hasattr(model_fallback, "GraphBubbleUp"), reason="in this langchain, it stops at no control flow"
-    )
+    @needs_middlewares_that_stop
     @pytest.mark.parametrize("way", ["invoke", "ainvoke"])
     def test_nor_over_those_of_the_callback_handler(self, chat: Make, server: DemoServer, way: str) -> None:
         handler = BrixCallbackHandler(max_cost_usd=1e-9, prices={MODEL: RATES})

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import pickle
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, cast
 
-import langchain.agents.middleware
 import openai
 import pytest
 from langchain.agents import create_agent
@@ -21,6 +21,7 @@ from langchain.agents.middleware import (
     HumanInTheLoopMiddleware,
     ModelCallLimitMiddleware,
     ModelFallbackMiddleware,
+    ModelRetryMiddleware,
     SummarizationMiddleware,
     ToolCallLimitMiddleware,
     ToolRetryMiddleware,
@@ -41,10 +42,7 @@ from brix_core.errors import BrixConfigurationError, BrixLoopError, BrixSchemaEr
 from brix_core.store import MemoryStore
 from brix_langchain import BrixMiddleware, guard
 from tests.langchain.conftest import Make
-from tests.langchain.support import MODEL, RATES
-
-ModelRetryMiddleware: Any = getattr(langchain.agents.middleware, "ModelRetryMiddleware", None)
-"""From langchain 1.1 on."""
+from tests.langchain.support import MODEL, RATES, needs_middlewares_that_stop
 
 QUESTION: Any = {"messages": [("user", "Who wrote it?")]}
 WAYS = ("invoke", "ainvoke", "stream", "astream")
@@ -523,26 +521,39 @@ class TestStructuredOutput:
         assert_all_counted(middleware, server, 2)
 
 
+RECOVERIES: dict[str, Callable[[Any], Any]] = {
+    "retry": lambda model: ModelRetryMiddleware(max_retries=3, initial_delay=0),
+    "continue": lambda model: ModelRetryMiddleware(max_retries=1, initial_delay=0, on_failure="continue"),
+    "fallback": lambda model: ModelFallbackMiddleware(model),
+}
+
+
 @pytest.mark.parametrize("way", ["invoke", "ainvoke"])
 class TestBesideOthers:
+    @needs_middlewares_that_stop
     @pytest.mark.parametrize("first", [True, False])
-    @pytest.mark.parametrize("kind", ["retry", "fallback", "continue"])
+    @pytest.mark.parametrize("kind", RECOVERIES)
     async def test_a_refusal_is_not_retried_and_not_answered_over(
         self, way: str, kind: str, first: bool, chat: Make, server: DemoServer
     ) -> None:
-        others: dict[str, Any] = {
-            "retry": ModelRetryMiddleware(max_retries=3, initial_delay=0),
-            "continue": ModelRetryMiddleware(max_retries=1, initial_delay=0, on_failure="continue"),
-            "fallback": ModelFallbackMiddleware(chat()),
-        }
-        middleware = guards(max_cost_usd=1e-9)
-        order = [middleware, others[kind]] if first else [others[kind], middleware]
+        middleware, other = guards(max_cost_usd=1e-9), RECOVERIES[kind](chat())
+        order = [middleware, other] if first else [other, middleware]
         with pytest.raises(BrixBudgetError) as caught:
             await run(create_agent(chat(), [], middleware=order), way)
         assert len(middleware.get_traces()) == 1
         assert server.stats.requests == 0
         assert pickle.loads(pickle.dumps(caught.value)).needed_usd == caught.value.needed_usd
         assert type(copy.copy(caught.value)) is BrixBudgetError
+
+    @pytest.mark.parametrize("kind", RECOVERIES)
+    async def test_whatever_others_make_of_a_refusal_nothing_is_sent(
+        self, way: str, kind: str, chat: Make, server: DemoServer
+    ) -> None:
+        middleware = guards(max_cost_usd=1e-9)
+        with contextlib.suppress(BrixBudgetError):  # older versions of LangChain may answer over it
+            await run(create_agent(chat(), [], middleware=[RECOVERIES[kind](chat()), middleware]), way)
+        assert {trace["outcome"] for trace in middleware.get_traces()} == {"refused"}
+        assert server.stats.requests == 0
 
     async def test_what_retries_and_fallbacks_send_is_guarded(self, way: str, chat: Make, server: DemoServer) -> None:
         middleware = guards(prices={MODEL: RATES, "gpt-4o": RATES})
@@ -572,6 +583,7 @@ class TestBesideOthers:
         assert server.requests[2].body["tools"]
         assert_all_counted(middleware, server, 4)
 
+    @needs_middlewares_that_stop
     async def test_a_refusal_inside_a_tool_is_no_failure_of_the_tool(
         self, way: str, chat: Make, server: DemoServer
     ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import inspect
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from uuid import UUID
 import pytest
 from langchain.agents import create_agent
 from langchain.agents.structured_output import ProviderStrategy, ToolStrategy
+from langchain_anthropic import ChatAnthropic
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.globals import set_llm_cache
@@ -49,6 +51,10 @@ every_way = pytest.mark.parametrize("way", WAYS)
 every_method = pytest.mark.parametrize("method", METHODS)
 every_kind = pytest.mark.parametrize("kind", KINDS)
 either_raw = pytest.mark.parametrize("include_raw", [False, True])
+needs_claudes_schemas = pytest.mark.skipif(
+    "method" not in inspect.signature(ChatAnthropic.with_structured_output).parameters,
+    reason="langchain-anthropic 1.0 has tools for this and nothing else",
+)
 
 
 async def outputs(runnable: Runnable[Any, Any], way: str, asked: Any = "Describe Oslo", **kwargs: Any) -> list[Any]:
@@ -277,6 +283,8 @@ async def test_a_raw_stream_is_shown_before_it_is_read(chat: Make, server: DemoS
         assert isinstance(parts[-1]["parsing_error"], BrixSchemaError) is (parsed is None)
 
 
+# langchain-openai 1.0 has this of its own when a schema is a class, with guards or without.
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings:UserWarning")
 @every_kind
 @every_method
 @either_raw
@@ -345,7 +353,7 @@ async def test_a_schema_of_a_call_wins_over_that_of_the_guard(chat: Make, server
     assert attempts(model) == server.stats.requests == 1  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("method", ["json_schema", "function_calling"])
+@pytest.mark.parametrize("method", [pytest.param("json_schema", marks=needs_claudes_schemas), "function_calling"])
 @pytest.mark.parametrize("way", [way for way in WAYS if way not in STREAMED])
 async def test_claude_is_held_to_a_schema_in_its_own_way(
     claude: Make, server: DemoServer, method: str, way: str

@@ -35,6 +35,9 @@ CODEC: Final = DictCodec()
 TIMEOUT_SLACK: Final = 0.5
 """Seconds by which the SDK's own timeout comes after the guard's, so that the guard's is the one reported."""
 
+LONGEST_TIMEOUT: Final = 1e8
+"""Seconds, about three years: beyond it the SDKs' own timeouts overflow, and none is given."""
+
 
 @dataclass(slots=True)
 class StreamPiece:
@@ -249,9 +252,10 @@ def patience(request: CallRequest) -> float | None:
     """
     limits = request.limits
     if limits.call is not None:
-        return limits.call + TIMEOUT_SLACK
+        return limits.call + TIMEOUT_SLACK if limits.call < LONGEST_TIMEOUT else None
     if request.stream and limits.first_token is not None and limits.idle is not None:
-        return max(limits.first_token, limits.idle) + TIMEOUT_SLACK
+        longest = max(limits.first_token, limits.idle)
+        return longest + TIMEOUT_SLACK if longest < LONGEST_TIMEOUT else None
     return None
 
 
