@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-from brix_core.errors import BrixConfigurationError as _ConfigurationError
+from brix_langchain import extras as _extras
 from brix_langchain.cache import BrixCache
 from brix_langchain.callbacks import BrixCallbackHandler
 from brix_langchain.chat_model import GuardedChatModel
@@ -20,22 +19,10 @@ if TYPE_CHECKING:
     from brix_langchain.agent_executor import guard_agent_executor
     from brix_langchain.middleware import BrixMiddleware
 
-_IN_EXTRA: Final = {"BrixMiddleware": "middleware", "guard_agent_executor": "agent_executor"}
-"""Names that need the extra ``langchain``, and their modules."""
-
 
 def __getattr__(name: str) -> Any:
     """Load what needs an extra when it is asked for."""
-    if name not in _IN_EXTRA:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
-        module = importlib.import_module(f"brix_langchain.{_IN_EXTRA[name]}")
-    except ModuleNotFoundError as error:
-        missing = str(error.name).partition(".")[0]
-        raise _ConfigurationError(
-            f'{name} needs {missing}, which is not installed: pip install "brix-guards[langchain]"'
-        ) from error
-    return getattr(module, name)
+    return _extras.load(name)
 
 
 def __dir__() -> list[str]:
@@ -57,3 +44,4 @@ __all__ = [
     "guard",
     "guard_agent_executor",
 ]
+__all__[:] = [name for name in __all__ if name not in _extras.absent()]

@@ -28,10 +28,11 @@ from pydantic import PrivateAttr
 from typing_extensions import override
 
 from brix_core import checks
+from brix_core.clock import SystemClock
 from brix_core.errors import BrixConfigurationError, BrixGuardBlockedError, BrixTimeoutError
 from brix_core.guards.loop import LoopConfig
 from brix_core.options import parse
-from brix_core.session import session
+from brix_core.session import Session, Sessions, session
 from brix_langchain.binding import rebind
 from brix_langchain.callbacks import BrixCallbackHandler
 from brix_langchain.chat_model import GuardedChatModel
@@ -129,6 +130,7 @@ class GuardedAgentExecutor(RefusalsAreFinal, AgentExecutor):
 
     _loops: LoopWatch | None = PrivateAttr(default=None)
     _model: _Guarded | None = PrivateAttr(default=None)
+    _sessions: Sessions = PrivateAttr(default_factory=lambda: Sessions(SystemClock()))
 
     def get_traces(self, session_id: str | None = None) -> list[dict[str, Any]]:
         """Trace entries of the agent's model calls, newest first; none when no option is about its model.
@@ -137,6 +139,17 @@ class GuardedAgentExecutor(RefusalsAreFinal, AgentExecutor):
             session_id: Only those of this session.
         """
         return [] if self._model is None else self._model.get_traces(session_id)
+
+    @property
+    def context(self) -> Session:
+        """The session that a run made here and now would belong to."""
+        return self._sessions.resolve(session_of(None)) if self._model is None else self._model.context
+
+    @property
+    def guards(self) -> tuple[str, ...]:
+        """Names of the active guards, outermost first: that of the agent's steps, and those of its model."""
+        steps = () if self._loops is None else ("loop",)
+        return steps if self._model is None else (*steps, *self._model.guards)
 
     def _told(self, config: RunnableConfig | None) -> RunnableConfig | None:
         """The configuration with our callbacks: what is in the field `callbacks` no model inside hears of."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any, Literal
 
 from langchain_core.messages import AIMessage, BaseMessage, ToolCall
@@ -11,6 +13,8 @@ from langchain_core.messages import AIMessage, BaseMessage, ToolCall
 from brix_core import checks
 from brix_core.errors import BrixConfigurationError, BrixRunLimitError
 from brix_langchain.agent_messages import last_word, not_run, pending_calls
+
+log = logging.getLogger(__name__)
 
 Limits = int | Mapping[str, int]
 """How many calls of tools a run may make: of all together, or of each by its name."""
@@ -36,6 +40,28 @@ class RunLimits:
         self._on_limit = on_limit
         self._model_calls = None if max_model_calls is None else checks.whole("max_model_calls", max_model_calls, 1)
         self._tool_calls, self._each = _of_tools(max_tool_calls)
+        self._checked = not self._each
+
+    def check_names(self, tools: Iterable[Any]) -> None:
+        """Warn, the first time, of limits for tools that an agent does not have.
+
+        No error: the agent may get a tool later, or another middleware has left it out of this request.
+
+        Args:
+            tools: Those of a model request: tools, or what providers take for one.
+        """
+        if self._checked:
+            return
+        self._checked = True
+        names = [name for tool in tools if (name := _name_of(tool))]
+        for unknown in [name for name in self._each if name not in names]:
+            close = get_close_matches(unknown, names, 1)
+            log.warning(
+                "max_tool_calls limits %r, which is none of the agent's tools (%s)%s",
+                unknown,
+                ", ".join(names) or "it has none",
+                f"; did you mean {close[0]!r}?" if close else "",
+            )
 
     def end_of_model_calls(self, state: State) -> AIMessage | None:
         """The last word of a run that has made all its model calls.
@@ -103,16 +129,29 @@ def told(error: BrixRunLimitError) -> str:
     return f"{error.message}. Answer with what you have."
 
 
+def _name_of(tool: Any) -> str:
+    if isinstance(tool, Mapping):  # in a provider's own format
+        function = tool.get("function")
+        named = function.get("name") if isinstance(function, Mapping) else tool.get("name")
+    else:
+        named = getattr(tool, "name", None)
+    return named if isinstance(named, str) else ""
+
+
 def _of_tools(given: Limits | None) -> tuple[int | None, dict[str, int]]:
     if given is None:
         return None, {}
     if not isinstance(given, Mapping):
         if not isinstance(given, int):
-            raise BrixConfigurationError(f"max_tool_calls must be an int >= 0 or a dict of them by tool, got {given!r}")
+            raise BrixConfigurationError(
+                f"max_tool_calls must be an int >= 0 or a dict of them by tool, got {given!r:.200}"
+            )
         return checks.whole("max_tool_calls", given, 0), {}
     for name in given:
         if not isinstance(name, str):
-            raise BrixConfigurationError(f"max_tool_calls must name tools by their names, got {name!r}; use tool.name")
+            raise BrixConfigurationError(
+                f"max_tool_calls must name tools by their names, got {name!r:.200}; use tool.name"
+            )
     return None, {name: checks.whole(f"max_tool_calls[{name!r}]", each, 0) for name, each in given.items()}
 
 

@@ -63,15 +63,16 @@ class AgentModel(GuardedChatModel):
     ) -> None:
         super().__init__(endpoint, fallbacks, pipeline, keeps_partial=keeps_partial)
 
-    def for_one_call(self, taken: Taken | None) -> tuple[AgentModel, list[AIMessage]]:
-        """The same model, and where its answers will be.
+    def for_one_call(self, taken: Taken | None, answers: list[AIMessage]) -> AgentModel:
+        """The same model, for one call of the agent.
 
         Args:
             taken: What the agent has done, where that is known.
+            answers: Where its answers are put down.
         """
-        twin, answers = self.model_copy(), list[AIMessage]()
+        twin = self.model_copy()
         twin.__dict__.update(_answers=answers, _taken=taken)  # shared with copies made to bind tools
-        return twin, answers
+        return twin
 
     @override
     def _request(self, *args: Any, **kwargs: Any) -> CallRequest:

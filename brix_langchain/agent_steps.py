@@ -46,10 +46,16 @@ def continued(run: Run, messages: Sequence[BaseMessage], limit: int) -> Run:
     return {**run, "steps": [*run["steps"], *_done(messages, known, limit)][-limit:]}
 
 
-def taken(run: Run) -> Taken:
-    """The run, as the loop guard looks at it."""
-    return Taken(run["id"], tuple(Step.of((name, given, result) for name, given, result in record["calls"])
-                                  for record in run["steps"]))  # fmt: skip
+def taken(run: Run, answers: Collection[str] = ()) -> Taken:
+    """The run, as the loop guard looks at it.
+
+    Args:
+        run: The run.
+        answers: Tools whose calls are answers that did not fit: bounded by themselves (`rejected`), they are no steps.
+    """
+    batches = ([call for call in record["calls"] if call[0] not in answers] for record in run["steps"])
+    return Taken(run["id"], tuple(Step.of((name, given, result) for name, given, result in batch)
+                                  for batch in batches if batch))  # fmt: skip
 
 
 def rejected(records: Iterable[Record], names: Collection[str | None]) -> list[tuple[str, SchemaAttempt]]:

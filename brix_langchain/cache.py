@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from brix_core.cache import MISSING, Cache, InMemoryCache
 from brix_core.errors import BrixConfigurationError
+from brix_langchain.live_state import SharedByCopies
 from brix_langchain.partial_answers import _is_partial
 
 log = logging.getLogger(__name__)
@@ -25,7 +26,7 @@ _CALLED: Final = ("get", "set", "clear", "get_stats")
 """What is asked of a cache of the core."""
 
 
-class BrixCache(BaseCache):
+class BrixCache(SharedByCopies, BaseCache):
     """LangChain's cache of answers: bounded in number and time, and it counts hits and misses.
 
     ``set_llm_cache(BrixCache())`` for all models, ``ChatOpenAI(..., cache=BrixCache())`` for one. An answer is found
@@ -41,7 +42,7 @@ class BrixCache(BaseCache):
             since `clear` empties it.
 
     Raises:
-        BrixConfigurationError: `cache` is none.
+        BrixConfigurationError: `cache` is none. Later: it is pickled. (A copy of it, deep or not, shares the answers.)
 
     Example:
         >>> from langchain_core.language_models.fake_chat_models import FakeListChatModel
@@ -52,6 +53,8 @@ class BrixCache(BaseCache):
         >>> cache.get_stats()
         {'hits': 1, 'misses': 1, 'hit_rate': '50.00%'}
     """
+
+    _INSTEAD_OF_PICKLING = "Make one on the other side, or one of a cache of the core that both sides reach"
 
     def __init__(self, cache: Cache | None = None) -> None:
         fits = not isinstance(cache, type) and all(callable(getattr(cache, name, None)) for name in _CALLED)

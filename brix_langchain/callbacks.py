@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
-from typing import Any, Unpack
+from contextlib import suppress
+from typing import Any, Unpack, cast
 from uuid import UUID
 
 from langchain_core.callbacks import BaseCallbackHandler
@@ -13,12 +15,11 @@ from langchain_core.outputs import ChatGenerationChunk, GenerationChunk, LLMResu
 from brix_core import checks
 from brix_core.call import CallRequest, CallResponse
 from brix_core.drivers.stepwise import Stepwise
-from brix_core.errors import BrixError, BrixRunLimitError
+from brix_core.errors import BrixConfigurationError, BrixError, BrixRunLimitError
 from brix_core.flow import Flow, compose
 from brix_core.looping.steps import Taken
 from brix_core.options import GuardOptions
 from brix_core.pipeline import Pipeline
-from brix_core.session import current_session_id
 from brix_langchain.callback_options import parse_for_callbacks
 from brix_langchain.called_model import (
     CalledModel,
@@ -29,11 +30,13 @@ from brix_langchain.called_model import (
     is_from_cache,
 )
 from brix_langchain.open_calls import OpenCall, OpenCalls, withdraw
-from brix_langchain.outermost import Runs, running_task, tool_use
+from brix_langchain.outermost import OutermostRun, Runs, running_task, tool_use
 from brix_langchain.reading import added, usage_of
 from brix_langchain.refusals import final_in_graph
-from brix_langchain.sessions import session_of
+from brix_langchain.sessions import is_told_by_nobody, session_told
 from brix_langchain.telling import TellsOfItsGuards
+
+log = logging.getLogger(__name__)
 
 
 class _FromCacheError(Exception):
@@ -52,15 +55,20 @@ class BrixCallbackHandler(TellsOfItsGuards, BaseCallbackHandler):
 
     The session of a call is that of `brix_langchain.guard` (``configurable.session_id``, ``with session(...)``,
     ``configurable.thread_id``), as the run around the model tells it; to a model that is called by itself, LangChain
-    passes on only ``metadata``, so ``metadata["session_id"]`` and ``["thread_id"]`` are read there.
+    passes on only ``metadata``, so ``metadata["session_id"]`` and ``["thread_id"]`` are read there. The same goes for
+    chains in a ``batch`` or ``abatch`` of two inputs and more, and for LangChain's older chains and agents: they keep
+    ``configurable`` to themselves. Name the session in the metadata, ``{"callbacks": [handler], "metadata":
+    {"session_id": "user-42"}}``, or use ``guard(chain, ...)``, whose batches know. A call whose session could not be
+    told is charged to the handler's own, which is logged, once.
 
     Weaker than ``guard(model)``, since callbacks can neither delay a call, nor change it, nor make it again:
 
     * The output cap is never lowered: a call whose worst case does not fit is refused. A model whose output nothing
       bounds (no ``max_tokens``, and no limit we know) is refused under a budget. Where several caps are named, the
       highest is reserved.
-    * Retries inside a model (``ChatOpenAI(max_retries=2)``) are invisible: they are one call here. Switch them off
-      where each attempt counts.
+    * Retries inside a model are invisible: ``ChatOpenAI()`` and ``ChatAnthropic()`` send a request up to three times.
+      Under a budget such a model is refused: make it with ``max_retries=0``. Of a class that does not describe its
+      ``max_retries``, nothing can be known.
     * ``total_timeout`` and ``per_step_timeout`` are checked when a model call starts, the former also at each chunk of
       a stream. A call that hangs is not interrupted.
     * A store that blocks, and a semantic loop search, block the event loop for as long as they take.
@@ -71,7 +79,8 @@ class BrixCallbackHandler(TellsOfItsGuards, BaseCallbackHandler):
     charges the call to its own account. (With one store and one session for both, such a call is charged twice.)
 
     Args:
-        max_calls_per_run: Model calls of one outermost run.
+        max_calls_per_run: Model calls of one outermost run. One call of a model that retries by itself is one, however
+            many requests it sends.
         max_tool_calls_per_run: Tool calls of one outermost run.
         **options: Those of `brix_core.GuardOptions` for budget, loops (``on_loop="raise"``), circuit breaker, traces,
             ``per_step_timeout`` and ``total_timeout``. With ``tool_loop_detection=True``, tools are watched as well as
@@ -108,6 +117,7 @@ class BrixCallbackHandler(TellsOfItsGuards, BaseCallbackHandler):
         self._tool_threshold = loop.exact_loop_threshold if loop is not None and loop.tool_loop_detection else None
         self._pipeline = Pipeline(parsed)
         self._guarded = compose([guard for guard in self._pipeline.guards if guard is not self._pipeline.traces])
+        self._said_so = "session_id" in options or "budget" not in self._pipeline.names
         self._open = OpenCalls()
         self._runs = Runs()
 
@@ -214,7 +224,10 @@ class BrixCallbackHandler(TellsOfItsGuards, BaseCallbackHandler):
 
     def on_chain_start(self, *args: Any, run_id: UUID, parent_run_id: UUID | None = None, **kwargs: Any) -> None:
         """A run has begun."""
-        self._runs.enter(run_id, parent_run_id)
+        run = self._runs.enter(run_id, parent_run_id)
+        if run.session_id is None:
+            with suppress(BrixConfigurationError):  # no session's name: the first call of a model says so
+                run.session_id = session_told(kwargs.get("metadata"))
 
     def on_chain_end(self, *args: Any, run_id: UUID, **kwargs: Any) -> None:
         """A run has ended."""
@@ -246,7 +259,8 @@ class BrixCallbackHandler(TellsOfItsGuards, BaseCallbackHandler):
         model = CalledModel(serialized or {}, params, metadata or {}, strict=self._strict)
         run = self._runs.of(run_id, parent_run_id)
         try:
-            request = self._pipeline.request(model, messages, params, session_id=_session(metadata or {}))
+            named = self._session(run, parent_run_id, metadata)
+            request = self._pipeline.request(model, messages, params, session_id=named)
             request.call.run_id = request.session.run_id = str(run_id)
             if self._tool_threshold is not None and has_cleared_results(messages):
                 # They would look like equal ones. The tools of the run are watched themselves.
@@ -269,10 +283,27 @@ class BrixCallbackHandler(TellsOfItsGuards, BaseCallbackHandler):
     def _watched(self, request: CallRequest) -> Flow:
         """The guards below the trace. Whether it will be a stream nobody can tell: they are ready for one."""
         try:
+            cast(CalledModel, request.endpoint).refuse_own_retries()
             return (yield from self._guarded(request.evolve(stream=True)))
         except _FromCacheError as cached:
             request.call.decide("observability", "from_cache")
             return cached.response
+
+    def _session(self, run: OutermostRun, parent: UUID | None, metadata: dict[str, Any] | None) -> str | None:
+        """Whose call it is, as the run around the model tells it, or else any other in the same outermost run."""
+        named = session_told(metadata)
+        if named is not None or parent is None or not is_told_by_nobody():
+            return named
+        if run.session_id is None and not self._said_so:
+            self._said_so = True
+            log.warning(
+                "LangChain did not tell %s whose call this is: a batch keeps its `configurable` to itself, as older "
+                "chains do. It is charged to the session %r. Name the session in the metadata, "
+                'config={"metadata": {"session_id": ...}}, or use guard(chain, ...); where all calls are of one '
+                "session, make the handler with session_id=...",
+                type(self).__name__, self._pipeline.sessions.default_id,
+            )  # fmt: skip
+        return run.session_id
 
     def _left(self, run_id: UUID, error: BaseException | None = None) -> None:
         """A run has ended."""
@@ -283,13 +314,6 @@ class BrixCallbackHandler(TellsOfItsGuards, BaseCallbackHandler):
 
 def _limit(name: str, value: int | None) -> int | None:
     return None if value is None else checks.whole(name, value, 1)
-
-
-def _session(metadata: Mapping[str, Any]) -> str | None:
-    named = session_of(None)
-    if named is None and current_session_id() is None:
-        named = metadata.get("session_id") or metadata.get("thread_id")
-    return None if named is None else str(named)
 
 
 __all__ = ["BrixCallbackHandler"]

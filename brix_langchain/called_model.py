@@ -17,6 +17,7 @@ from brix_core.model_limits import max_output_tokens
 from brix_core.turns import text_of
 from brix_core.usage import Usage
 from brix_langchain.messages import CODEC, LangChainCodec, is_cleared
+from brix_langchain.own_retries import described_retries
 from brix_langchain.reading import (
     billed_beside,
     billed_text,
@@ -41,7 +42,8 @@ class CalledModel:
         serialized: The model, as LangChain describes it to callbacks.
         params: Of the call: what LangChain names ``invocation_params``.
         metadata: Of the run.
-        strict: Refuse a model whose output nothing bounds: its worst case cannot be reserved.
+        strict: Refuse a model whose output nothing bounds, since its worst case cannot be reserved, and one that
+            retries by itself, since nobody is told of those requests.
     """
 
     codec: LangChainCodec = CODEC
@@ -62,6 +64,7 @@ class CalledModel:
         self._model: str = next((name for name in names if isinstance(name, str) and name), class_name)
         self._metadata = metadata
         self._strict = strict
+        self._own_retries = described_retries(serialized)
         self.provider: str | None = metadata.get("ls_provider") or None
 
     @property
@@ -94,6 +97,20 @@ class CalledModel:
                 "or give budget_strategy='warn'"
             )
         return longest
+
+    def refuse_own_retries(self) -> None:
+        """Every request must be seen.
+
+        Raises:
+            BrixConfigurationError: A budget relies on it, and the model retries by itself.
+        """
+        if self._strict and self._own_retries:
+            raise BrixConfigurationError(
+                f"max_cost_usd cannot be kept with {self.identity}: it retries by itself "
+                f"(max_retries={self._own_retries}), and callbacks are not told of those requests. Make the model with "
+                "max_retries=0, guard the model itself (guard(model, max_cost_usd=...), or BrixMiddleware in an "
+                "agent), or give budget_strategy='warn'"
+            )
 
     def choices(self, params: Mapping[str, Any]) -> int:
         """``n``, or ``best_of``, which is billed alike."""

@@ -135,35 +135,39 @@ class GraphEndpoint(RunnableEndpoint):
 
     def call(self, request: CallRequest) -> CallResponse:
         """One run, blocking."""
-        run, config = self._begin(request)
-        target: Any = self._target(run)
-        input = self._next_input(request, run, target.get_state(config) if self._looks(request, target) else None)
-        return self._response(request, target.invoke(input, config, **run.kwargs))
+        with self._attempt(request) as (run, config):
+            target: Any = self._target(run)
+            state = target.get_state(config) if self._looks(request, target) else None
+            input = self._next_input(request, run, state)
+            output = target.invoke(input, config, **run.kwargs)
+        return self._response(request, output)
 
     async def acall(self, request: CallRequest) -> CallResponse:
         """One run on the event loop."""
-        run, config = self._begin(request)
-        target: Any = self._target(run)
-        state = await target.aget_state(config) if self._looks(request, target) else None
-        input = self._next_input(request, run, state)
-        return self._response(request, await target.ainvoke(input, config, **run.kwargs))
+        with self._attempt(request) as (run, config):
+            target: Any = self._target(run)
+            state = await target.aget_state(config) if self._looks(request, target) else None
+            input = self._next_input(request, run, state)
+            output = await target.ainvoke(input, config, **run.kwargs)
+        return self._response(request, output)
 
     def stream(self, request: CallRequest) -> Iterator[Any]:
         """The chunks of one run."""
-        run, config = self._begin(request)
-        target: Any = self._target(run)
-        input = self._next_input(request, run, target.get_state(config) if self._looks(request, target) else None)
-        yield from target.stream(input, config, **run.kwargs)
+        with self._attempt(request) as (run, config):
+            target: Any = self._target(run)
+            state = target.get_state(config) if self._looks(request, target) else None
+            input = self._next_input(request, run, state)
+            yield from target.stream(input, config, **run.kwargs)
 
     async def astream(self, request: CallRequest) -> AsyncIterator[Any]:
         """The chunks of one run, on the event loop."""
-        run, config = self._begin(request)
-        target: Any = self._target(run)
-        state = await target.aget_state(config) if self._looks(request, target) else None
-        input = self._next_input(request, run, state)
-        async with aclosing(target.astream(input, config, **run.kwargs)) as chunks:
-            async for chunk in chunks:
-                yield chunk
+        with self._attempt(request) as (run, config):
+            target: Any = self._target(run)
+            state = await target.aget_state(config) if self._looks(request, target) else None
+            input = self._next_input(request, run, state)
+            async with aclosing(target.astream(input, config, **run.kwargs)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
 
     def read_chunk(self, chunk: Any) -> str:
         """Something for every chunk: whatever a graph streams is meant for the consumer."""

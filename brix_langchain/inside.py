@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Any, Final, NoReturn
 from uuid import UUID
@@ -12,12 +14,14 @@ from uuid import UUID
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.runnables.config import var_child_runnable_config
 
-from brix_core.call import Attempt, CallRequest
+from brix_core.call import Attempt, CallRequest, LogicalCall
 from brix_core.errors import BrixBudgetError, BrixError, BrixGuardBlockedError
 from brix_core.flow import Flow
 from brix_core.pipeline import Pipeline
 from brix_core.prices import to_nano, usd
+from brix_core.session import Session
 from brix_core.store import Store
+from brix_langchain.bills import Bill
 from brix_langchain.callbacks import BrixCallbackHandler
 from brix_langchain.open_calls import withdraw
 from brix_langchain.refusals import final_in_graph
@@ -26,12 +30,15 @@ from brix_langchain.sessions import session_of
 log = logging.getLogger(__name__)
 
 _EVENTS: Final = (
-    *(f"on_{what}_{event}" for what in ("llm", "chain", "tool", "retriever") for event in ("start", "end", "error")),
-    "on_chat_model_start",
+    *(f"on_{what}_{event}" for what in ("llm", "chain", "tool", "retriever") for event in ("end", "error")),
+    *(f"on_{what}_start" for what in ("chain", "tool", "retriever")),
     "on_llm_new_token",
     "on_stream_event",
 )
-"""What LangChain tells handlers of, and ours want to know."""
+"""What LangChain tells handlers of, and ours want to know, beside the beginnings of model calls."""
+
+_telling: ContextVar[BrixGuards | None] = ContextVar("brix_telling", default=None)
+"""Who tells its members of the beginning of a model call just now."""
 
 
 class Description(dict[str, Any]):
@@ -60,11 +67,49 @@ def surrounding_cap(store: Store, handlers: Iterable[Any] = (), own: Inside | No
         handlers: The callbacks of the call, as far as they are known; those of the surrounding run count as well.
         own: The callbacks whose own cap the call is under anyway.
     """
-    around: Any = (var_child_runnable_config.get() or {}).get("callbacks") or ()
-    known = [one for one in (*handlers, *getattr(around, "handlers", around)) if isinstance(one, Together)]
-    members = [one for together in known for one in together.members]
-    keepers = {one.keeper for one in members if isinstance(one, Inside | Watch) and one.keeper is not own}
+    keepers = [one for one in _keepers(runs_around(handlers)) if one is not own]
     return min((one.cap for one in keepers if one.cap is not None and one.store is store), default=None)
+
+
+def runs_around(handlers: Iterable[Any] = ()) -> list[BrixGuards]:
+    """The guards of the runs around a call.
+
+    Args:
+        handlers: The callbacks of the call, as far as they are known; those of the surrounding run count as well.
+    """
+    around: Any = (var_child_runnable_config.get() or {}).get("callbacks") or ()
+    known = (_telling.get(), *handlers, *getattr(around, "handlers", around))
+    return list(dict.fromkeys(one for one in known if isinstance(one, BrixGuards)))
+
+
+@contextmanager
+def on_their_bills(
+    call: LogicalCall, run_id: str, around: Iterable[BrixGuards], store: Store | None, own: Inside | None = None
+) -> Iterator[None]:
+    """While a model call is under way, the runs around it know of it, and at its end what it came to.
+
+    Args:
+        call: The call.
+        run_id: LangChain's id of it.
+        around: The guards of those runs.
+        store: Where it is charged, if it is.
+        own: The callbacks that charge it; None where the model's own guards do.
+    """
+    bills = list(dict.fromkeys(bill for one in around for bill in one.bills))
+    for bill in bills:
+        bill.add(run_id, call, own)
+    try:
+        yield
+    finally:
+        for bill in bills:
+            bill.call_ended()
+        for keeper in _keepers(around):
+            if keeper is not own and keeper.store is store:
+                keeper.spent_elsewhere(call.session)
+
+
+def _keepers(around: Iterable[BrixGuards]) -> set[Inside]:
+    return {member.keeper for one in around for member in one.members if isinstance(member, Inside | Watch)}
 
 
 class Inside(BrixCallbackHandler):
@@ -129,7 +174,18 @@ class Inside(BrixCallbackHandler):
     def _watched(self, request: CallRequest) -> Flow:
         """In a guarded run around this one, its cap holds, too."""
         request.call.cap_usd = surrounding_cap(self.store, own=self)
-        return (yield from super()._watched(request))
+        store = self.store if "budget" in self.guards else None
+        with on_their_bills(request.call, request.call.run_id, runs_around(), store, self):
+            return (yield from super()._watched(request))
+
+    def spent_elsewhere(self, session: Session) -> None:
+        """Others have charged a call to an account of this store.
+
+        Args:
+            session: As they know it.
+        """
+        if "budget" in self.guards:
+            self._pipeline.session(session.session_id).session_cost_usd = session.session_cost_usd
 
     def run_ended(self, name: str) -> None:
         """Say once that a budget is kept where no model was told of yet.
@@ -241,23 +297,46 @@ class Gate(BaseCallbackHandler):
     on_stream_event = on_llm_new_token
 
 
-class Together(BaseCallbackHandler):
-    """Handlers of guarded runs as one, for LangChain forgets to await the others when one of several refuses.
+class BrixGuards(BaseCallbackHandler):
+    """The guards of runs, as LangChain's log lines name them when they refuse.
+
+    They are one handler, for LangChain forgets to await the others when one of several refuses.
 
     Args:
         members: Told of everything, in this order.
+        bills: What the runs come to.
     """
 
     raise_error = True
     run_inline = True
 
-    def __init__(self, members: Iterable[BaseCallbackHandler]) -> None:
+    def __init__(self, members: Iterable[BaseCallbackHandler], bills: Iterable[Bill] = ()) -> None:
         self.members = tuple(dict.fromkeys(members))
+        self.bills = tuple(bills)
         for event in _EVENTS:
             told = [getattr(member, event) for member in self.members if hasattr(member, event)]
             setattr(self, event, partial(_tell, told))
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Together:
+    def on_chat_model_start(self, serialized: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        """Ask every member whether the call may be made."""
+        self._begin("on_chat_model_start", serialized, *args, **kwargs)
+
+    def on_llm_start(self, serialized: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        """Ask every member whether the call may be made."""
+        self._begin("on_llm_start", serialized, *args, **kwargs)
+
+    def _begin(self, event: str, serialized: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        token = _telling.set(self)
+        try:
+            for member in self.members:
+                getattr(member, event)(serialized, *args, **kwargs)
+        finally:
+            _telling.reset(token)
+        if not isinstance(serialized, Description) and not any(isinstance(one, Inside) for one in self.members):
+            for bill in self.bills:
+                bill.sent_unmetered = True
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> BrixGuards:
         """Itself: what its members count is one."""
         return self
 
@@ -297,4 +376,15 @@ def _refuse(
     raise error
 
 
-__all__ = ["Description", "Gate", "Inside", "Together", "Watch", "charges", "described", "surrounding_cap"]
+__all__ = [
+    "BrixGuards",
+    "Description",
+    "Gate",
+    "Inside",
+    "Watch",
+    "charges",
+    "described",
+    "on_their_bills",
+    "runs_around",
+    "surrounding_cap",
+]

@@ -15,6 +15,7 @@ from langchain.agents.middleware import AgentMiddleware, AgentState, ModelReques
 from langchain.agents.middleware.types import PrivateStateAttr
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, RemoveMessage, ToolMessage
+from langchain_core.runnables import RunnableBinding
 from langgraph.graph.message import REMOVE_ALL_MESSAGES
 from langgraph.prebuilt.tool_node import ToolCallRequest
 from langgraph.runtime import Runtime
@@ -24,13 +25,16 @@ from typing_extensions import override
 
 from brix_core import checks
 from brix_core.errors import BrixConfigurationError, BrixLoopError, BrixSchemaError
+from brix_core.looping.steps import Taken
 from brix_core.options import parse
 from brix_langchain.agent_limits import Limits, RunLimits, told
 from brix_langchain.agent_messages import STOPPED, all_answered, last_word, not_run, pending_calls
 from brix_langchain.agent_model import AgentModel, letting_through
+from brix_langchain.agent_request import GuardedRequest, answer_tools
 from brix_langchain.agent_steps import Run, begun, continued, rejected, taken
 from brix_langchain.chat_model import GuardedChatModel
 from brix_langchain.guarding import _endpoint
+from brix_langchain.live_state import SharedByCopies
 from brix_langchain.pipelines import ModelPipeline
 from brix_langchain.telling import TellsOfItsGuards
 
@@ -50,7 +54,7 @@ class BrixAgentState(AgentState[Any]):
     brix_refused: NotRequired[Annotated[dict[str, str], PrivateStateAttr]]
 
 
-class BrixMiddleware(TellsOfItsGuards, AgentMiddleware[AgentState[Any], ContextT]):
+class BrixMiddleware(TellsOfItsGuards, SharedByCopies, AgentMiddleware[AgentState[Any], ContextT]):
     """Guards every model call of an agent, stops it when its tools go round in circles, and limits its calls.
 
     The session of a budget, a rate, a trace is that of `brix_langchain.guard`: ``configurable.session_id``, else
@@ -59,20 +63,25 @@ class BrixMiddleware(TellsOfItsGuards, AgentMiddleware[AgentState[Any], ContextT
     `exact_loop_threshold` times in the run. They are remembered in the agent's state, so it makes no difference what a
     summary, or context editing, takes out of the prompt.
 
-    Put it *last* in ``middleware=[...]``: nearest to the model, whatever model another middleware chooses is guarded,
-    and each of its attempts. An answer that an inner middleware got without the guarded model is an error. Guard errors
-    end the run: LangChain's retry and fallback middlewares let them through, as they do an interrupt. Models that
-    other middlewares call by themselves, for a summary or to choose tools, are not the agent's: give them guarded ones.
+    Put it *last* in ``middleware=[...]``, nearest to the model, where it sees each request as it is sent. Whatever
+    model another middleware chooses, before it or behind, is guarded, and each of its attempts. Only a middleware
+    behind it that makes a `ModelRequest` of its own, or asks a model by itself and answers with that, passes by the
+    guards: that is noticed, by an error, when its answer comes. Guard errors end the run: LangChain's retry and
+    fallback middlewares let them through, as they do an interrupt. Models that other middlewares call by themselves,
+    for a summary or to choose tools, are not the agent's: give them guarded ones.
 
     A new message in a thread whose run was broken off finds its pending tool calls answered: "was not run". Structured
     output that does not fit (``ToolStrategy``) is asked for again at most `max_schema_retries` times, then
-    `BrixSchemaError`; ``ProviderStrategy`` asks once.
+    `BrixSchemaError`; such answers are no steps of a loop. ``ProviderStrategy`` asks once.
+
+    A copy, deep or not, shares all counts.
 
     Args:
         on_loop: ``"nudge"`` tells the model what recurs and asks for another way, and raises `BrixLoopError` after
             `diversity_attempts` times in vain (``"inject_diversity"`` is the same); ``"end"`` ends the run with a
             message that says so; ``"raise"`` raises at once.
-        max_tool_calls: Tool calls of one run: of all tools together, or of each by its name.
+        max_tool_calls: Tool calls of one run: of all tools together, or of each by its name. A name that is none of
+            the agent's tools is logged as a warning, once: the tool may come later.
         max_model_calls: Model calls of one run.
         on_limit: What becomes of a call that is one too many. ``"block"``: a tool call is answered with an error and
             the run goes on; a model call ends it. ``"end"`` ends the run either way, ``"raise"`` raises
@@ -81,7 +90,8 @@ class BrixMiddleware(TellsOfItsGuards, AgentMiddleware[AgentState[Any], ContextT
             create_agent has ``response_format``. ``tool_loop_detection`` is on unless False is given.
 
     Raises:
-        BrixConfigurationError: An option cannot be used. Later: the agent's model is guarded already.
+        BrixConfigurationError: An option cannot be used. Later: the agent's model is guarded already, or the middleware
+            is pickled.
 
     Example:
         >>> from langchain.agents import create_agent
@@ -95,6 +105,7 @@ class BrixMiddleware(TellsOfItsGuards, AgentMiddleware[AgentState[Any], ContextT
     """
 
     state_schema = BrixAgentState
+    _INSTEAD_OF_PICKLING = "Make one on the other side; with a store that both sides reach, they share the sessions"
 
     def __init__(
         self,
@@ -110,6 +121,11 @@ class BrixMiddleware(TellsOfItsGuards, AgentMiddleware[AgentState[Any], ContextT
         self._ends_loops = on_loop == "end"
         self._limits = RunLimits(max_model_calls, max_tool_calls, on_limit)
         options = {name: value for name, value in options.items() if value is not None}
+        if "response_format" in options:
+            raise BrixConfigurationError(
+                "response_format is an option of create_agent(response_format=...), and none of BrixMiddleware; "
+                "max_schema_retries here bounds how often an answer that does not fit is asked for again"
+            )
         if misplaced := [name for name in _OF_SCHEMAS if name in options]:
             raise BrixConfigurationError(
                 f"{', '.join(misplaced)} cannot be used in an agent, whose answer is described by "
@@ -134,7 +150,7 @@ class BrixMiddleware(TellsOfItsGuards, AgentMiddleware[AgentState[Any], ContextT
         self._guards_models = bool(loops) or bool(options.keys() - {"tool_loop_detection", "max_schema_retries"})
         self._max_schema_retries: int = self._parsed.configs["schema"].max_schema_retries
         loop = self._parsed.configs.get("loop")
-        self._window = max(0 if loop is None else loop.reach, self._max_schema_retries + 1)
+        self._window = (0 if loop is None else loop.reach) + self._max_schema_retries + 1
         self._models: OrderedDict[int, tuple[BaseChatModel, AgentModel]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -164,12 +180,12 @@ class BrixMiddleware(TellsOfItsGuards, AgentMiddleware[AgentState[Any], ContextT
         """One model call, through the guards."""
         with letting_through():
             run = self._so_far(request.state)
-            guarded, answers = self._guarded(request.model, run)
+            guarded, answers = self._guarded_request(request, run)
             stopped = self._limits.end_of_model_calls(cast(Mapping[str, Any], request.state))
             if stopped is not None:
                 return ModelResponse(result=[stopped])
             try:
-                response = handler(request.override(model=guarded))
+                response = handler(guarded)
             except BrixLoopError as error:
                 return self._ended_by(error)
             return self._judged(request, run, response, answers)
@@ -183,12 +199,12 @@ class BrixMiddleware(TellsOfItsGuards, AgentMiddleware[AgentState[Any], ContextT
         """One model call, through the guards."""
         with letting_through():
             run = self._so_far(request.state)
-            guarded, answers = self._guarded(request.model, run)
+            guarded, answers = self._guarded_request(request, run)
             stopped = self._limits.end_of_model_calls(cast(Mapping[str, Any], request.state))
             if stopped is not None:
                 return ModelResponse(result=[stopped])
             try:
-                response = await handler(request.override(model=guarded))
+                response = await handler(guarded)
             except BrixLoopError as error:
                 return self._ended_by(error)
             return self._judged(request, run, response, answers)
@@ -248,15 +264,39 @@ class BrixMiddleware(TellsOfItsGuards, AgentMiddleware[AgentState[Any], ContextT
         messages, run = state["messages"], cast(Mapping[str, Any], state).get("brix_run")
         return begun(messages, self._window) if run is None else continued(run, messages, self._window)
 
-    def _guarded(self, model: BaseChatModel, run: Run) -> tuple[BaseChatModel, list[AIMessage] | None]:
-        """The model behind the guards, for one call, and where its answers will be."""
+    def _guarded_request(
+        self, request: ModelRequest[ContextT], run: Run
+    ) -> tuple[ModelRequest[ContextT], list[AIMessage] | None]:
+        """The request, for one call: with the model behind the guards; and where the answers of such models will be."""
+        self._limits.check_names(request.tools)
         if not self._guards_models:
-            return model, None
+            return request, None
+        steps = taken(run, answer_tools(request) if run["steps"] else ())
+        answers: list[AIMessage] = []
+
+        def guarding(model: Any) -> BaseChatModel:
+            with letting_through():
+                return self._guarded(model, steps, answers)
+
+        return GuardedRequest.of(request, guarding), answers
+
+    def _guarded(self, model: Any, steps: Taken, answers: list[AIMessage]) -> BaseChatModel:
+        """A model behind the guards."""
+        inner = model
+        while isinstance(inner, RunnableBinding):
+            inner = inner.bound
+        if isinstance(inner, AgentModel) and inner._answers is answers:  # another middleware has bound something to it
+            return cast(BaseChatModel, model)
+        return self._behind_guards(model).for_one_call(steps, answers)
+
+    def _behind_guards(self, model: BaseChatModel) -> AgentModel:
+        if isinstance(model, AgentModel) and model._pipeline is self._pipeline:  # of an earlier call
+            return model
         if isinstance(model, GuardedChatModel):
             raise BrixConfigurationError(
-                "the agent's model is guarded already, and would be charged twice. Give all options to "
-                "BrixMiddleware and the bare model to create_agent; or keep the guarded model, and only the limits of "
-                "BrixMiddleware: BrixMiddleware(max_tool_calls=..., tool_loop_detection=False)"
+                f"the agent's model ({model.model}) is guarded already, and would be charged twice. Give all options "
+                "to BrixMiddleware and the bare model to create_agent; or keep the guarded model, and only the limits "
+                "of BrixMiddleware: BrixMiddleware(max_tool_calls=..., tool_loop_detection=False)"
             )
         with self._lock:
             known = self._models.get(id(model))
@@ -269,7 +309,7 @@ class BrixMiddleware(TellsOfItsGuards, AgentMiddleware[AgentState[Any], ContextT
                 if len(self._models) > MAX_MODELS:
                     self._models.popitem(last=False)
             self._models.move_to_end(id(model))
-        return known[1].for_one_call(taken(run))
+        return known[1]
 
     def _judged(
         self, request: ModelRequest[ContextT], run: Run, response: ModelResponse[Any], answers: list[AIMessage] | None
@@ -278,7 +318,8 @@ class BrixMiddleware(TellsOfItsGuards, AgentMiddleware[AgentState[Any], ContextT
         if answers is not None and not answers:
             raise BrixConfigurationError(
                 "a middleware behind BrixMiddleware answered without the guarded model, so that a call may have passed "
-                "by the guards. Put BrixMiddleware last in middleware=[...]"
+                "by the guards. Put BrixMiddleware last in middleware=[...], or have that middleware change the model "
+                "by request.override(model=...)"
             )
         if request.response_format is not None and response.structured_response is None:
             self._bound_heals(run, response)

@@ -32,11 +32,13 @@ class OutermostRun:
     Attributes:
         run_id: LangChain's.
         task: The asyncio task in which it began, if any.
+        session_id: Whose it is, as soon as anything in it was told.
     """
 
     def __init__(self, run_id: UUID) -> None:
         self.run_id = run_id
         self.task = running_task()
+        self.session_id: str | None = None
         self._lock = threading.Lock()
         self._calls: Counter[str] = Counter()
         self._seen: OrderedDict[int, None] = OrderedDict()

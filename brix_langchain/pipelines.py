@@ -9,7 +9,7 @@ from brix_core.call import CallRequest
 from brix_core.errors import BrixError, BrixGuardError
 from brix_core.flow import Flow
 from brix_core.pipeline import Pipeline
-from brix_langchain.inside import surrounding_cap
+from brix_langchain.inside import on_their_bills, runs_around, surrounding_cap
 from brix_langchain.refusals import as_model_error, final_in_graph
 
 
@@ -36,8 +36,15 @@ class ModelPipeline(Pipeline):
         return request
 
     def _flow(self, request: CallRequest) -> Flow:
+        manager = request.params.get("run_manager")
+        around = runs_around(getattr(manager, "handlers", ()))
+        run_id = str(getattr(manager, "run_id", request.call.run_id))
         try:
-            return (yield from super()._flow(request))
+            if not around:
+                return (yield from super()._flow(request))
+            store = self.store if "budget" in self.names else None
+            with on_their_bills(request.call, run_id, around, store):
+                return (yield from super()._flow(request))
         except BrixError as error:
             if isinstance(error, BrixGuardError):
                 as_model_error(error)

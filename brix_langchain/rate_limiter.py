@@ -17,10 +17,11 @@ from brix_core.flow import Effect
 from brix_core.options import parse
 from brix_core.pacing import Lines, burst_of, one_request
 from brix_core.store import Store, default_store
+from brix_langchain.live_state import SharedByCopies
 from brix_langchain.run_guards import session_now
 
 
-class BrixRateLimiter(BaseRateLimiter):
+class BrixRateLimiter(SharedByCopies, BaseRateLimiter):
     """LangChain's rate limiter: in any window, calls started <= rate x window + burst, first come first served.
 
     ``ChatOpenAI(..., rate_limiter=BrixRateLimiter(60))``. Threads and tasks of any event loop stand in one line; who is
@@ -42,13 +43,18 @@ class BrixRateLimiter(BaseRateLimiter):
         tokens_per_minute: Refused, with a hint.
 
     Raises:
-        BrixConfigurationError: A value is out of range, or ``tokens_per_minute`` is given.
+        BrixConfigurationError: A value is out of range, or ``tokens_per_minute`` is given. Later: it is pickled. (A
+            copy of it, deep or not, shares the rate.)
 
     Example:
         >>> limiter = BrixRateLimiter(60, burst_capacity=2)
         >>> [limiter.acquire(blocking=False) for _ in range(3)]
         [True, True, False]
     """
+
+    _INSTEAD_OF_PICKLING = (
+        "Make one on the other side; with the same name and a store that both sides reach, they share the rate"
+    )
 
     def __init__(
         self,
@@ -71,7 +77,9 @@ class BrixRateLimiter(BaseRateLimiter):
             checks.at_least("burst_capacity", checks.whole("burst_capacity", burst_capacity, 1), 1)
         checks.one_of("scope", scope, ("shared", "session"))
         if name is not None and not isinstance(name, str):
-            raise BrixConfigurationError(f"name must be a str that limiters of one rate have in common, got {name!r}")
+            raise BrixConfigurationError(
+                f"name must be a str that limiters of one rate have in common, got {name!r:.200}"
+            )
         where = parse({"store": store, "clock": clock})
         self._burst = burst_of(self._per_minute, burst_capacity)
         self._by_session = scope == "session"

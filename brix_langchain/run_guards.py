@@ -16,6 +16,7 @@ from brix_core.options import parse
 from brix_core.session import Session, current_session_id
 from brix_langchain.inside import Inside
 from brix_langchain.opaque import written
+from brix_langchain.own_retries import chain_without_own_retries
 from brix_langchain.pipelines import RunPipeline
 from brix_langchain.runnable_endpoint import RUN, Run, RunnableEndpoint
 from brix_langchain.sessions import session_of
@@ -42,7 +43,7 @@ class RunGuards:
     """Guards around and inside the runs of one runnable.
 
     Args:
-        inner: What is run.
+        inner: What is run: a copy in which no model retries by itself, as far as models can be reached.
         options: Options of `guard`.
         endpoint: Makes an endpoint of a runnable.
         loops_inside: Look for all loops inside, none around: the output of a graph is its whole state.
@@ -63,8 +64,9 @@ class RunGuards:
         _refuse(given)
         around, inside = _divided(given, loops_inside=loops_inside)
         parsed = parse(around)
-        self.endpoint = endpoint(inner)
-        self.pipeline = RunPipeline(parsed, [endpoint(runnable) for runnable in parsed.fallbacks])
+        first, *others = (endpoint(chain_without_own_retries(one)) for one in (inner, *parsed.fallbacks))
+        self.endpoint = first
+        self.pipeline = RunPipeline(parsed, others)
         self.reads_input = "loop" in parsed.configs
         self.inside: Inside | None = None
         if inside:

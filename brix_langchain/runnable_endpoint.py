@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import add
@@ -18,7 +18,9 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import set_config_context, var_child_runnable_config
 
 from brix_core.call import CallRequest, CallResponse
-from brix_langchain.inside import Gate, Inside, Together
+from brix_core.errors import BrixError, BrixTimeoutError
+from brix_langchain.bills import Bill
+from brix_langchain.inside import BrixGuards, Gate, Inside
 from brix_langchain.opaque import TEXTS, TextCodec, chunk_text, written
 
 if TYPE_CHECKING:
@@ -96,22 +98,20 @@ class RunnableEndpoint:
 
     def call(self, request: CallRequest) -> CallResponse:
         """One run, blocking."""
-        run, config = self._begin(request)
-        with set_config_context(config) as context:
+        with self._attempt(request) as (run, config), set_config_context(config) as context:
             output = context.run(self._target(run).invoke, run.input, config, **run.kwargs)
         return self._response(request, output)
 
     async def acall(self, request: CallRequest) -> CallResponse:
         """One run on the event loop."""
-        run, config = self._begin(request)
-        with set_config_context(config) as context:
+        with self._attempt(request) as (run, config), set_config_context(config) as context:
             coroutine = self._target(run).ainvoke(run.input, config, **run.kwargs)
-            return self._response(request, await asyncio.create_task(cast(Any, coroutine), context=context))
+            output = await asyncio.create_task(cast(Any, coroutine), context=context)
+        return self._response(request, output)
 
     def stream(self, request: CallRequest) -> Iterator[Any]:
         """The chunks of one run."""
-        run, config = self._begin(request)
-        with set_config_context(config) as context:
+        with self._attempt(request) as (run, config), set_config_context(config) as context:
             target = self._target(run)
             if run.chunks is None:
                 source = context.run(target.stream, run.input, config, **run.kwargs)
@@ -129,8 +129,7 @@ class RunnableEndpoint:
 
     async def astream(self, request: CallRequest) -> AsyncIterator[Any]:
         """The chunks of one run, on the event loop."""
-        run, config = self._begin(request)
-        with set_config_context(config) as context:
+        with self._attempt(request) as (run, config), set_config_context(config) as context:
             target = self._target(run)
             if run.chunks is None:
                 source = context.run(target.astream, run.input, config, **run.kwargs)
@@ -151,7 +150,7 @@ class RunnableEndpoint:
     def finish(self, chunks: Sequence[Any], text: str, request: CallRequest) -> CallResponse:
         """Sum up a stream."""
         self._run_ended(request)
-        return CallResponse(text=text, model=self.name)
+        return CallResponse(text=text, usage=request.call.attempts[-1].usage, model=self.name)
 
     def assemble(self, chunks: Sequence[Any], text: str, request: CallRequest) -> CallResponse:
         """The chunks, added up as LangChain adds them."""
@@ -164,21 +163,39 @@ class RunnableEndpoint:
     def _target(self, run: Run) -> Runnable[Any, Any]:
         return self.inner if run.target is None else run.target
 
-    def _begin(self, request: CallRequest) -> tuple[Run, RunnableConfig]:
-        """The run, and the configuration of this attempt at it."""
+    @contextmanager
+    def _attempt(self, request: CallRequest) -> Iterator[tuple[Run, RunnableConfig]]:
+        """An attempt at the run, and its configuration.
+
+        What the models inside come to is the attempt's. One that a guard inside refused before anything was sent is
+        none.
+        """
         run: Run = request.params[RUN]
+        attempt = request.call.attempts[-1]
+        bill = Bill(attempt, next((one for one in run.handlers if isinstance(one, Inside)), None))
+        try:
+            yield run, self._configuration(request, run, bill)
+        except BrixError as error:
+            if attempt.outcome is None and not bill.sent and not isinstance(error, BrixTimeoutError):
+                request.call.attempts.remove(attempt)
+            raise
+        finally:
+            bill.sum_up()
+
+    def _configuration(self, request: CallRequest, run: Run, bill: Bill) -> RunnableConfig:
         handlers: list[BaseCallbackHandler] = []
         limits = request.limits
         if request.stream or limits.call is not None or limits.first_token is not None or limits.idle is not None:
             handlers.append(Gate(request.call.attempts[-1]))
-        config = configured(run.config, request.session.session_id, [*handlers, *run.handlers])
+        config = configured(run.config, request.session.session_id, [*handlers, *run.handlers], [bill])
         if len(request.call.attempts) > 1:
             config.pop("run_id", None)
-        return run, config
+        return config
 
     def _response(self, request: CallRequest, output: Any) -> CallResponse:
         self._run_ended(request)
-        return CallResponse(text=_answer(output), model=self.name, raw=output)
+        usage = request.call.attempts[-1].usage
+        return CallResponse(text=_answer(output), usage=usage, model=self.name, raw=output)
 
     def _run_ended(self, request: CallRequest) -> None:
         for handler in request.params[RUN].handlers:
@@ -187,7 +204,10 @@ class RunnableEndpoint:
 
 
 def configured(
-    config: RunnableConfig | None, session_id: str, handlers: Sequence[BaseCallbackHandler]
+    config: RunnableConfig | None,
+    session_id: str,
+    handlers: Sequence[BaseCallbackHandler],
+    bills: Sequence[Bill] = (),
 ) -> RunnableConfig:
     """The configuration of a run inside: with the guards' callbacks, and of this session whatever is called in it.
 
@@ -197,16 +217,18 @@ def configured(
     filled: Any = {key: value for one in (around, config or {}) for key, value in one.items() if value is not None}
     callbacks = filled.get("callbacks")
     known = callbacks.handlers if isinstance(callbacks, BaseCallbackManager) else callbacks or ()
-    outer = [one for one in known if isinstance(one, Together)]
-    ours = Together([*(member for one in outer for member in one.beneath(handlers)), *handlers])
+    outer = [one for one in known if isinstance(one, BrixGuards)]
+    ours = BrixGuards(
+        [*(member for one in outer for member in one.beneath(handlers)), *handlers],
+        [*(bill for one in outer for bill in one.bills), *bills],
+    )
     if isinstance(callbacks, BaseCallbackManager):
         callbacks = callbacks.copy()
         for one in outer:
             callbacks.remove_handler(one)
-        if ours.members:
-            callbacks.add_handler(ours, inherit=True)
+        callbacks.add_handler(ours, inherit=True)
     else:
-        callbacks = [*(one for one in known if one not in outer), *((ours,) if ours.members else ())]
+        callbacks = [*(one for one in known if one not in outer), ours]
     configurable = {**(filled.get("configurable") or {}), "session_id": session_id}
     return cast(RunnableConfig, {**filled, "callbacks": callbacks, "configurable": configurable})
 

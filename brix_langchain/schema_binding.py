@@ -42,6 +42,11 @@ _API_NAME: Final = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 _FORMATS: Final = ("schema", "parameters", "input_schema")
 """Where the JSON Schema is in the formats of providers."""
 
+_OF_ANY_KIND: Final = frozenset(
+    ("$ref", "$dynamicRef", "allOf", "anyOf", "const", "enum", "if", "items", "not", "oneOf", "prefixItems")
+)
+"""Keywords by which a schema without a type may ask for something else than an object."""
+
 
 class _Wanted(NamedTuple):
     """A schema: as it is validated, and as LangChain is told it."""
@@ -51,8 +56,15 @@ class _Wanted(NamedTuple):
 
     @classmethod
     def by_json_schema(cls, schema: ResponseSchema) -> Self:
-        """LangChain is told the JSON Schema, under a name that APIs take."""
-        return cls(schema, {**schema.json_schema, "title": schema.name})
+        """LangChain is told the JSON Schema, under a name that APIs take.
+
+        Without properties it takes none for an object's. An empty schema has none, nor has a reference.
+        """
+        root = _root(schema)
+        told = {"properties": {}, **schema.json_schema, **root, "type": root.get("type", "object")}
+        if "$ref" not in root:
+            told.pop("$ref", None)
+        return cls(schema, {**told, "title": schema.name})
 
 
 def answering(model: GuardedChatModel, schema: Any) -> StructuredModel[Any]:
@@ -134,6 +146,8 @@ def _bound(model: GuardedChatModel, wanted: _Wanted, options: Mapping[str, Any])
         )
     except NotImplementedError:
         return model
+    except KeyError as error:
+        raise _no_schema(wanted.told, f"{error} is missing") from error
     return rebind(step, model.inner, twin).bind(**own)
 
 
@@ -167,11 +181,18 @@ def _formatted(bound: Mapping[str, Any], schema: ResponseSchema) -> dict[str, An
 
 
 def _is_object(schema: ResponseSchema) -> bool:
+    root = _root(schema)
+    if "type" in root or "properties" in root:
+        return bool(root.get("type", "object") == "object")
+    return not root.keys() & _OF_ANY_KIND
+
+
+def _root(schema: ResponseSchema) -> dict[str, Any]:
+    """The JSON Schema; what it refers to, where it is but a reference, as that of a recursive model."""
     root: Any = schema.json_schema
-    if "$ref" in root:  # a recursive model
-        group, _, name = str(root["$ref"]).removeprefix("#/").partition("/")
-        root = root.get(group, {}).get(name, {})
-    return bool(root.get("type", "object") == "object")
+    group, _, name = str(root.get("$ref", "")).removeprefix("#/").partition("/")
+    referred = root[group].get(name) if isinstance(root.get(group), dict) else None
+    return referred if isinstance(referred, dict) else root
 
 
 def _wanted(schema: Any) -> _Wanted | None:
@@ -186,8 +207,9 @@ def _wanted(schema: Any) -> _Wanted | None:
         return _Wanted.by_json_schema(schema)
     if isinstance(schema, dict):
         return _of_dict(schema)
-    if is_typeddict(schema) or isinstance(schema, FunctionType):
-        # Read as LangChain reads it, to whom ``Annotated[str, None, "..."]`` is not required.
+    if is_typeddict(schema):
+        return _of_typed_dict(schema)
+    if isinstance(schema, FunctionType):
         function = _as_function(schema)
         return _Wanted(ResponseSchema.of({"title": function["name"], **function["parameters"]}), schema)
     if isinstance(schema, type) and issubclass(schema, PydanticV1):
@@ -202,6 +224,18 @@ def _wanted(schema: Any) -> _Wanted | None:
     return _Wanted(compiled, schema)
 
 
+def _of_typed_dict(schema: Any) -> _Wanted:
+    """Read as LangChain reads it, to whom ``Annotated[str, None, "..."]`` is not required."""
+    try:
+        function = _as_function(schema)
+    except (BrixConfigurationError, RecursionError):  # it knows no NotRequired, and none that holds itself
+        return _Wanted.by_json_schema(ResponseSchema.of(schema))
+    parameters: dict[str, Any] = {**function["parameters"]}
+    if "required" in parameters:  # LangChain overlooks ``total=False``
+        parameters["required"] = [key for key in parameters["required"] if key in schema.__required_keys__]
+    return _Wanted(ResponseSchema.of({"title": function["name"], **parameters}), schema)
+
+
 def _of_dict(schema: dict[str, Any]) -> _Wanted:
     """A JSON Schema, by itself or in the formats of providers, which LangChain takes too."""
     given = schema
@@ -211,7 +245,10 @@ def _of_dict(schema: dict[str, Any]) -> _Wanted:
         schema = schema["function"]
     elif isinstance(schema.get("toolSpec"), dict):
         tool = schema["toolSpec"]
-        schema = {"name": tool["name"], "parameters": tool["inputSchema"]["json"]}
+        try:
+            schema = {"name": tool["name"], "parameters": tool["inputSchema"]["json"]}
+        except (KeyError, TypeError) as error:
+            raise _no_schema(given, f"a toolSpec needs name and inputSchema.json ({error})") from error
     inner = next((schema[key] for key in _FORMATS if key in schema), None) if "name" in schema else None
     if inner is None:
         return _Wanted.by_json_schema(ResponseSchema.of(given))
@@ -222,10 +259,14 @@ def _as_function(schema: Any) -> dict[str, Any]:
     try:
         return convert_to_openai_function(schema)
     except (ValueError, TypeError, KeyError, PydanticUserError) as error:
-        raise BrixConfigurationError(
-            f"{schema!r} cannot be used as a schema: {error}; pass a Pydantic model, a dataclass, a TypedDict or a "
-            "JSON Schema dict"
-        ) from error
+        raise _no_schema(schema, str(error)) from error
+
+
+def _no_schema(given: Any, why: str) -> BrixConfigurationError:
+    return BrixConfigurationError(
+        f"{given!r:.200} cannot be used as a schema: {why:.400}; pass a Pydantic model, a dataclass, a TypedDict or a "
+        "JSON Schema dict"
+    )
 
 
 __all__ = ["answering", "digest", "structured_output"]

@@ -9,6 +9,7 @@ guards' store knows of it. The default store ends with the process.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from langchain_core.runnables import RunnableConfig
@@ -38,6 +39,27 @@ def session_of(config: RunnableConfig | None) -> str | None:
     return None if thread is None else checked_session_id(str(thread))
 
 
+def session_told(metadata: Mapping[str, Any] | None) -> str | None:
+    """The session, as far as callbacks are told of it: by the surrounding run, or else by the metadata.
+
+    Example:
+        >>> session_told({"session_id": "u-1", "thread_id": "t-1"})
+        'u-1'
+    """
+    named = session_of(None)
+    if named is None and current_session_id() is None and metadata:
+        named = metadata.get("session_id") or metadata.get("thread_id")
+    return None if named is None else str(named)
+
+
+def is_told_by_nobody() -> bool:
+    """Whether LangChain has lost the configuration here: in a model that a chain calls, that is.
+
+    Batches of two and more inputs, and LangChain's older chains, call their steps outside of any run's context.
+    """
+    return var_child_runnable_config.get() is None and current_session_id() is None
+
+
 def _named(key: str, *configs: Any) -> Any:
     """The first value given; an empty one is given, and refused: it would be somebody else's session."""
     for config in configs:
@@ -47,4 +69,4 @@ def _named(key: str, *configs: Any) -> Any:
     return None
 
 
-__all__ = ["session_of"]
+__all__ = ["is_told_by_nobody", "session_of", "session_told"]

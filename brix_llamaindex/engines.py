@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from llama_index.core.agent.workflow import AgentWorkflow, BaseWorkflowAgent
 from llama_index.core.base.base_query_engine import BaseQueryEngine
-from llama_index.core.base.response.schema import RESPONSE_TYPE
+from llama_index.core.base.response.schema import RESPONSE_TYPE, AsyncStreamingResponse, StreamingResponse
 from llama_index.core.chat_engine.types import (
     AGENT_CHAT_RESPONSE_TYPE,
     BaseChatEngine,
@@ -29,7 +29,7 @@ from brix_core import checks
 from brix_core.errors import BrixConfigurationError
 from brix_core.options import GuardOptions
 from brix_llamaindex.guards import Guards
-from brix_llamaindex.limits import RunLimit, current_limit, run_limit, within
+from brix_llamaindex.limits import RunLimit, RunScope, current_limit, run_limit, within
 from brix_llamaindex.llm import GuardedLLM, guarded_llms
 from brix_llamaindex.wiring import Wiring, log
 
@@ -78,15 +78,15 @@ class GuardedQueryRuns(GuardedRuns, _QueryEngine):
     """A guarded query engine; also an instance of the class of the one it was made of."""
 
     def query(self, str_or_query_bundle: QueryType) -> RESPONSE_TYPE:
-        """Answer a query, within the time of a run."""
+        """Answer a query, within the time of a run; a streamed answer is part of it."""
         with self._brix_run():
-            return super().query(str_or_query_bundle)
+            return self._brix_bound(super().query(str_or_query_bundle))
 
     async def aquery(self, str_or_query_bundle: QueryType) -> RESPONSE_TYPE:
         """Answer a query on the event loop, within the time of a run."""
         with self._brix_run() as limit:
             async with within(limit):
-                return await super().aquery(str_or_query_bundle)
+                return self._brix_bound(await super().aquery(str_or_query_bundle))
 
     def retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         """Nodes to answer from, within the time of a run: what reranks them may ask an LLM."""
@@ -101,7 +101,7 @@ class GuardedQueryRuns(GuardedRuns, _QueryEngine):
     ) -> RESPONSE_TYPE:
         """Answer from nodes, within the time of a run."""
         with self._brix_run():
-            return super().synthesize(query_bundle, nodes, additional_source_nodes)
+            return self._brix_bound(super().synthesize(query_bundle, nodes, additional_source_nodes))
 
     async def asynthesize(
         self,
@@ -112,7 +112,19 @@ class GuardedQueryRuns(GuardedRuns, _QueryEngine):
         """Answer from nodes on the event loop, within the time of a run."""
         with self._brix_run() as limit:
             async with within(limit):
-                return await super().asynthesize(query_bundle, nodes, additional_source_nodes)
+                return self._brix_bound(await super().asynthesize(query_bundle, nodes, additional_source_nodes))
+
+    def _brix_bound(self, response: RESPONSE_TYPE) -> RESPONSE_TYPE:
+        """The response; what it streams is asked for in this session and run, though LlamaIndex asks when it is read.
+
+        The generators of LlamaIndex begin with their first item, which may be long after the query.
+        """
+        scope = RunScope.here(self._brix.pipeline.sessions.default_id)
+        if isinstance(response, StreamingResponse) and response.response_gen is not None:
+            response.response_gen = scope.steps(response.response_gen)
+        elif isinstance(response, AsyncStreamingResponse) and response.response_gen is not None:
+            response.response_gen = scope.asteps(response.response_gen)
+        return response
 
 
 class GuardedChatRuns(GuardedRuns, _ChatEngine):

@@ -6,14 +6,17 @@ A run (of a query engine, a chat engine, an agent) sets it in a context variable
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
-from typing import NamedTuple
+from typing import NamedTuple, Self, TypeVar
 
 from brix_core.call import Deadline
 from brix_core.clock import Clock
 from brix_core.errors import BrixTimeoutError
+from brix_core.session import current_session_id, session
+
+T = TypeVar("T")
 
 
 class RunLimit(NamedTuple):
@@ -77,6 +80,78 @@ def run_limit(seconds: float | None, clock: Clock) -> Iterator[RunLimit | None]:
         _current.reset(token)
 
 
+class RunScope(NamedTuple):
+    """What calls belong to that LlamaIndex makes only when their answer is read: the run in which they were asked for.
+
+    Attributes:
+        session_id: Whose calls they are.
+        limit: That of the run.
+
+    Example:
+        >>> from brix_core.session import session
+        >>> def asked():
+        ...     yield current_session_id()
+        >>> with session("user-42"):
+        ...     scope = RunScope.here("nobody")
+        >>> list(scope.steps(asked())), list(asked())
+        (['user-42'], [None])
+    """
+
+    session_id: str
+    limit: RunLimit | None
+
+    @classmethod
+    def here(cls, default_id: str) -> Self:
+        """The scope of what is asked for now.
+
+        Args:
+            default_id: The session when there is none around.
+        """
+        return cls(current_session_id() or default_id, current_limit())
+
+    def steps(self, source: Iterator[T]) -> Generator[T, None, None]:
+        """What `source` gives; each step of it in this scope, wherever it is read."""
+        try:
+            while True:
+                with self._entered():
+                    try:
+                        item = next(source)
+                    except StopIteration:
+                        return
+                yield item
+        finally:
+            close = getattr(source, "close", None)
+            if close is not None:
+                close()
+
+    async def asteps(self, source: AsyncIterator[T]) -> AsyncGenerator[T, None]:
+        """As `steps`, on the event loop."""
+        try:
+            while True:
+                with self._entered():
+                    try:
+                        item = await anext(source)
+                    except StopAsyncIteration:
+                        return
+                yield item
+        finally:
+            close = getattr(source, "aclose", None)
+            if close is not None:
+                await close()
+
+    @contextmanager
+    def _entered(self) -> Iterator[None]:
+        around, limit = _current.get(), self.limit
+        if limit is None or (around is not None and around.left < limit.left):
+            limit = around
+        token = _current.set(limit)
+        try:
+            with session(self.session_id):
+                yield
+        finally:
+            _current.reset(token)
+
+
 @asynccontextmanager
 async def within(limit: RunLimit | None) -> AsyncIterator[None]:
     """Cut off what a run awaits when its time is over.
@@ -100,4 +175,4 @@ async def within(limit: RunLimit | None) -> AsyncIterator[None]:
         raise
 
 
-__all__ = ["RunLimit", "current_limit", "run_limit", "within"]
+__all__ = ["RunLimit", "RunScope", "current_limit", "run_limit", "within"]

@@ -8,11 +8,12 @@ whatever the program asks is validated, repaired and healed before the program r
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Generator, Iterable, Mapping
-from contextlib import closing
+from contextlib import aclosing, closing
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from llama_index.core.llms import LLM
+from llama_index.core.llms.structured_llm import StructuredLLM
 from llama_index.core.output_parsers.pydantic import PydanticOutputParser
 from llama_index.core.program.utils import FlexibleModel
 from llama_index.core.prompts import BasePromptTemplate, PromptTemplate
@@ -20,13 +21,13 @@ from llama_index.core.types import Model
 
 from brix_core.call import CallRequest
 from brix_core.errors import BrixConfigurationError
-from brix_core.session import current_session_id, session
 from brix_core.structured.response_schema import ResponseSchema
 from brix_llamaindex.answers import instance_of, is_parsed
 from brix_llamaindex.caps import class_names
 from brix_llamaindex.faces import face
 from brix_llamaindex.guards import STATE, Guards
-from brix_llamaindex.limits import RunLimit
+from brix_llamaindex.limits import RunLimit, RunScope
+from brix_llamaindex.structured_llm import structured_llm
 
 _PAST_HOOKS: Final = frozenset(
     {
@@ -35,8 +36,6 @@ _PAST_HOOKS: Final = frozenset(
     }
 )
 """Classes whose own structured prediction calls the SDK and none of the hooks; LlamaIndex's general one is used."""
-
-_END: Final = object()
 
 # For type checkers a guarded LLM is an LLM. At run time the class made by `guard` adds the LLM's own class,
 # and `DispatcherSpanMixin` would open a second span for each method if these were defined in an LLM class.
@@ -115,6 +114,15 @@ class StructuredPrediction(_LLM):
         guards, predict = self._for_program("astream_structured_predict", output_cls, prompt)
         return guards.aobjects(await predict(llm_kwargs=dict(llm_kwargs or {}), **prompt_args))
 
+    def as_structured_llm(self, output_cls: type[Any], **kwargs: Any) -> StructuredLLM:
+        """An LLM whose answers are instances, JSON as texts; streamed, its calls belong to where they were asked for.
+
+        Args:
+            output_cls: A Pydantic model.
+            **kwargs: Fields of LlamaIndex's `StructuredLLM`.
+        """
+        return structured_llm(cast(Any, self), output_cls, **kwargs)
+
     def _for_program(self, name: str, output_cls: type[Model], prompt: PromptTemplate) -> tuple[_ProgramGuards, Any]:
         """Guards that know the schema, and the LLM's own method on a twin behind them, asked for an instance.
 
@@ -140,7 +148,7 @@ class _ProgramGuards(Guards):
     def __init__(self, guards: Guards, output_cls: type[Any]) -> None:
         super().__init__(guards.pipeline, guards.endpoint)
         self._schema = _schema_of(output_cls)
-        self._asked_in = current_session_id() or self.pipeline.sessions.default_id
+        self._scope = RunScope.here(self.pipeline.sessions.default_id)
         self._latest: CallRequest | None = None
         self._stream: Any = None
 
@@ -177,12 +185,9 @@ class _ProgramGuards(Guards):
     def objects(self, source: Any) -> Generator[Any, None, None]:
         """The objects of a program's stream, and last the instance."""
         last = None
-        with closing(source):
-            with session(self._asked_in):  # the call begins with the first object
-                given = next(source, _END)
-            while given is not _END:
-                yield (last := given)
-                given = next(source, _END)
+        with closing(self._scope.steps(source)) as given:  # the call begins with the first object
+            for last in given:
+                yield last
         instance = self.outcome() if self.is_parsed else self.outcome(last)
         if instance != last:
             yield instance
@@ -191,13 +196,10 @@ class _ProgramGuards(Guards):
         """As `objects`, on the event loop."""
         last = None
         try:
-            with session(self._asked_in):
-                given = await anext(source, _END)
-            while given is not _END:
-                yield (last := given)
-                given = await anext(source, _END)
+            async with aclosing(self._scope.asteps(source)) as given:
+                async for last in given:
+                    yield last
         finally:
-            await source.aclose()
             if self._stream is not None:
                 await self._stream.aclose()
         instance = self.outcome() if self.is_parsed else self.outcome(last)

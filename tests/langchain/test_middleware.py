@@ -6,8 +6,6 @@ import asyncio
 import contextlib
 import copy
 import pickle
-import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, cast
@@ -35,7 +33,6 @@ from langgraph.types import Command, interrupt
 from pydantic import BaseModel
 
 import brix_core
-import brix_langchain
 from brix_core import BrixBudgetError, BrixRunLimitError
 from brix_core.demo import DemoServer, JsonReply, Reply, ServerError, StalledStream, ToolCalls
 from brix_core.errors import BrixConfigurationError, BrixLoopError, BrixSchemaError
@@ -565,15 +562,6 @@ class TestBesideOthers:
         assert [record.model for record in server.requests] == [MODEL, MODEL, "gpt-4o"]
         assert_all_counted(middleware, server, 3)
 
-    async def test_a_fallback_that_would_go_around_the_guards_is_an_error(
-        self, way: str, chat: Make, server: DemoServer
-    ) -> None:
-        middleware = guards()
-        agent = create_agent(chat(), [], middleware=[middleware, ModelFallbackMiddleware(chat(model="gpt-4o"))])
-        server.script(ServerError(), Reply("Unguarded."))
-        with pytest.raises(BrixConfigurationError, match="BrixMiddleware last"):
-            await run(agent, way)
-
     async def test_the_guards_own_fallbacks_and_retries(self, way: str, chat: Make, server: DemoServer) -> None:
         options = {"prices": {MODEL: RATES, "gpt-4o": RATES}, "max_retries": 1, "max_backoff": 0.0, "backoff_base": 1.0}
         middleware = guards(fallbacks=[chat(model="gpt-4o")], **options)
@@ -737,6 +725,7 @@ class TestConfiguration:
             ({"max_tool_calls": {1: 1}}, r"use tool\.name"),
             ({"max_schema_retries": -1}, "max_schema_retries"),
             ({"response_schema": Answer}, "response_format"),
+            ({"response_format": Answer}, r"create_agent\(response_format=\.\.\.\)"),
             ({"stream_mode": "validated"}, "stream_mode cannot be used in an agent"),
             ({"on_loop": "end", "tool_loop_detection": False}, "has no effect"),
             ({"max_retry": 1}, "did you mean"),
@@ -749,53 +738,3 @@ class TestConfiguration:
     def test_bad_options_are_told_at_once(self, options: dict[str, Any], why: str) -> None:
         with pytest.raises(BrixConfigurationError, match=why):
             BrixMiddleware(**options)
-
-
-WITHOUT_THE_EXTRA = """
-import sys
-
-EXTRA = ("langchain", "langchain_classic", "langgraph")
-
-
-class NotInstalled:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in EXTRA:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-
-sys.meta_path.insert(0, NotInstalled())
-import brix_langchain
-from langchain_core.language_models.fake_chat_models import FakeListChatModel
-
-print(sorted(name for name in EXTRA if name in sys.modules))
-for name in brix_langchain.__all__:
-    try:
-        print(name, getattr(brix_langchain, name).__name__)
-    except Exception as error:
-        print(name, f"{type(error).__name__}: {error}")
-model = brix_langchain.guard(FakeListChatModel(responses=["Paris"]), max_retries=1)
-print((model | str).invoke("Capital of France?").partition("'")[2][:5])
-"""
-
-
-class TestImports:
-    def test_what_needs_an_extra_says_so_where_it_is_missing_and_all_else_works(self) -> None:
-        """In a process of its own, in which neither langchain, langchain_classic nor langgraph can be imported."""
-        found = subprocess.run([sys.executable, "-c", WITHOUT_THE_EXTRA], capture_output=True, text=True, check=True)
-        loaded, *names, answer = found.stdout.splitlines()
-        assert (loaded, answer) == ("[]", "Paris")
-        assert len(names) == len(brix_langchain.__all__)
-        needing = {"BrixMiddleware": "langchain", "guard_agent_executor": "langchain_classic"}
-        for line in names:
-            name, _, what = line.partition(" ")
-            if name in needing:
-                assert what == (
-                    f"BrixConfigurationError: {name} needs {needing[name]}, which is not installed: "
-                    'pip install "brix-guards[langchain]"'
-                )
-            else:
-                assert what == name
-
-    def test_names_that_are_not_there_are_told_as_always(self) -> None:
-        assert not hasattr(brix_langchain, "nothing")
-        assert {"BrixMiddleware", "guard_agent_executor"} <= set(dir(brix_langchain))

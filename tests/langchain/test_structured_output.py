@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import inspect
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +13,6 @@ from uuid import UUID
 import pytest
 from langchain.agents import create_agent
 from langchain.agents.structured_output import ProviderStrategy, ToolStrategy
-from langchain_anthropic import ChatAnthropic
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.globals import set_llm_cache
@@ -51,10 +49,6 @@ every_way = pytest.mark.parametrize("way", WAYS)
 every_method = pytest.mark.parametrize("method", METHODS)
 every_kind = pytest.mark.parametrize("kind", KINDS)
 either_raw = pytest.mark.parametrize("include_raw", [False, True])
-needs_claudes_schemas = pytest.mark.skipif(
-    "method" not in inspect.signature(ChatAnthropic.with_structured_output).parameters,
-    reason="langchain-anthropic 1.0 has tools for this and nothing else",
-)
 
 
 async def outputs(runnable: Runnable[Any, Any], way: str, asked: Any = "Describe Oslo", **kwargs: Any) -> list[Any]:
@@ -353,7 +347,7 @@ async def test_a_schema_of_a_call_wins_over_that_of_the_guard(chat: Make, server
     assert attempts(model) == server.stats.requests == 1  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("method", [pytest.param("json_schema", marks=needs_claudes_schemas), "function_calling"])
+@pytest.mark.parametrize("method", ["json_schema", "function_calling"])
 @pytest.mark.parametrize("way", [way for way in WAYS if way not in STREAMED])
 async def test_claude_is_held_to_a_schema_in_its_own_way(
     claude: Make, server: DemoServer, method: str, way: str

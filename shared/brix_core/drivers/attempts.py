@@ -38,7 +38,9 @@ class LimitReachedError(Exception):
         partial = partial or self.text
         limits = request.limits
         limit = {"first_token": limits.first_token, "idle": limits.idle}.get(self.kind, limits.call) or 0.0
-        option = _OPTION[self.kind]
+        option, deadline = _OPTION[self.kind], request.deadline
+        if deadline is not None and deadline.kind == self.kind:  # the option's value, not what was left of it
+            option, limit = deadline.option, deadline.seconds
         what = {"first_token": "no first token", "idle": "no further chunk"}.get(self.kind, "no complete answer")
         return BrixTimeoutError(
             f"{what} from {request.endpoint.identity} within {option}={limit:.6g} s "
@@ -74,7 +76,7 @@ def succeed(attempt: Attempt, response: CallResponse, clock: Clock) -> CallRespo
 def fail(attempt: Attempt, error: BaseException, clock: Clock) -> None:
     """Note how the attempt failed."""
     attempt.seconds = clock.now() - attempt.started
-    attempt.error = type(error).__name__
+    attempt.error = (BrixTimeoutError if isinstance(error, LimitReachedError) else type(error)).__name__
     attempt.outcome = _outcome(error)
     if isinstance(error, Exception):
         attempt.status = classify(error).status

@@ -22,6 +22,7 @@ from typing import Any, Final, Literal
 
 from brix_core import checks
 from brix_core.call import CallRequest, CallResponse
+from brix_core.callers import caller
 from brix_core.errors import BrixBudgetError, BrixConfigurationError, BrixUnknownPriceError
 from brix_core.failures import classify
 from brix_core.flow import Flow, Proceed, StoreOp
@@ -186,7 +187,7 @@ class BudgetGuard:
             raise BrixUnknownPriceError(f"no price is known for model {model!r}: {advice}", model=model)
         if model not in self._warned:
             self._remember(model)
-            warnings.warn(f"model {model!r} has no known price and is not metered: {advice}", BrixBudgetWarning, 2)
+            _warn_caller(f"model {model!r} has no known price and is not metered: {advice}")
         return None
 
     def _plan(self, request: CallRequest, price: Price) -> _Plan:
@@ -259,8 +260,7 @@ class BudgetGuard:
             f"max_cost_usd={self.config.max_cost_usd:g}"
         )
         try:
-            # Not `warn`: it would remember every text for good, and each names a session and an amount.
-            warnings.warn_explicit(said, BrixBudgetWarning, __file__, 1, module=__name__)
+            _warn_caller(said)
         except BrixBudgetWarning:  # warnings are errors here, but an answer that is paid for is not thrown away
             log.warning("%s", said)
 
@@ -357,6 +357,13 @@ def _seen(model: str, text: str) -> int:
     """Tokens by the tokenizer itself, without headroom."""
     tokenizer = tokenizer_for(model)
     return (tokenizer if tokenizer.headroom == 1.0 else tokenizer_for("gpt-4o")).count(text)
+
+
+def _warn_caller(said: str) -> None:
+    """Warn, at the place in the application that made the call."""
+    place = caller()
+    # Not `warn`: it would remember every text for good, and each names a session and an amount.
+    warnings.warn_explicit(said, BrixBudgetWarning, place.filename, place.line, module=place.module)
 
 
 def _account(request: CallRequest) -> str:

@@ -46,6 +46,8 @@ class FailoverGuard:
                 response = yield from proceed(onward)
             except Exception as error:
                 if request.call.streamed or not _moves_on(error):
+                    if errors and error.__cause__ is None and error is not errors[-1][1]:
+                        error.__cause__ = errors[-1][1]  # why this model was asked at all
                     raise
                 errors.append((endpoint.identity, error))
                 request.call.decide("failover", "moved_on", endpoint=endpoint.identity, error=type(error).__name__)

@@ -119,7 +119,7 @@ class TimeoutGuard:
             left = request.deadline.at - now
             if left <= 0.0:
                 raise request.deadline.passed(now)
-            if limits.call is None or left < limits.call:
+            if limits.call is None or left <= limits.call:
                 limits = Limits(
                     call=left,
                     call_kind=request.deadline.kind,

@@ -40,6 +40,7 @@ from brix_core.structured.extraction import Extracted, candidates
 from brix_core.structured.partial_json import partial_json
 from brix_core.structured.resemblance import Resemblance
 from brix_core.structured.strict_schema import strict
+from brix_core.structured.typed_dicts import readable
 
 INSTRUCTIONS_HEADING: Final = "# Format of the answer"
 """The first line of `ResponseSchema.instructions`, by which a prompt that has them is recognised."""
@@ -154,13 +155,15 @@ class ResponseSchema:
         ):
             raise BrixConfigurationError(
                 "response_schema must be a Pydantic model, a dataclass, a TypedDict or a JSON Schema dict, got "
-                f"{schema!r}; wrap other types in a pydantic.RootModel"
+                f"{_shortened(repr(schema), 200)}; wrap other types in a pydantic.RootModel"
             )
         try:
-            adapter: TypeAdapter[Any] = TypeAdapter(schema)
+            adapter = _adapter(schema)
             return cls(schema, schema.__name__, adapter.json_schema(), adapter)
-        except PydanticUserError as error:
-            raise BrixConfigurationError(f"response_schema: {schema!r} has no JSON Schema: {error.message}") from error
+        except (PydanticUserError, NameError) as error:
+            reason = error.message if isinstance(error, PydanticUserError) else error
+            shown = _shortened(repr(schema), 200)
+            raise BrixConfigurationError(f"response_schema: {shown} has no JSON Schema: {reason}") from error
 
     def strict_json_schema(self) -> dict[str, Any] | None:
         """The schema for OpenAI's strict mode, or None when it has none; see `brix_core.structured.strict_schema`.
@@ -301,6 +304,15 @@ class ResponseSchema:
                 for detail in details
             ]
             return None, [*problems, *_more(error.error_count() - len(problems))]
+
+
+def _adapter(schema: type) -> TypeAdapter[Any]:
+    try:
+        return TypeAdapter(schema)
+    except PydanticUserError as error:
+        if error.code != "typed-dict-version" or not is_typeddict(schema):
+            raise
+        return TypeAdapter(readable(schema))
 
 
 def _compile(schema: dict[str, Any], source: Any) -> Any:

@@ -1,0 +1,39 @@
+"""Objects whose counts are live: a copy shares them, and none goes into a pickle."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn, Self
+
+from brix_core.errors import BrixConfigurationError
+
+
+class SharedByCopies:
+    """For classes with locks and counts. What they count is one, however many copies there are.
+
+    Example:
+        >>> import copy
+        >>> from brix_langchain import BrixRateLimiter
+        >>> limiter = BrixRateLimiter(60, burst_capacity=1)
+        >>> limiter.acquire(blocking=False), copy.deepcopy(limiter).acquire(blocking=False)
+        (True, False)
+    """
+
+    _INSTEAD_OF_PICKLING: str
+    """What to do instead of pickling one."""
+
+    def __copy__(self) -> Self:
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        return twin
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        return self.__copy__()
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise BrixConfigurationError(
+            f"a {type(self).__name__} cannot be pickled: what it counts and keeps is live state. "
+            f"{self._INSTEAD_OF_PICKLING}"
+        )
+
+
+__all__ = ["SharedByCopies"]
