@@ -15,36 +15,24 @@ if TYPE_CHECKING:
 class Bill:
     """What one attempt at a run came to.
 
-    A call that the run's own callbacks charge counts as they charge it. Any other counts as the guards of its model,
-    or of a run inside this one, charge it.
-
     Args:
         attempt: The attempt at the run, which is given the sum.
         own: The run's own callbacks, if it has any.
 
     Attributes:
-        sent_unmetered: Whether a model was called that nobody here meters.
+        own: See above.
+        sent_unmetered: Whether a model was called that nobody meters.
     """
 
     def __init__(self, attempt: Attempt, own: Inside | None) -> None:
         self._attempt = attempt
-        self._own = own
-        self._charged_here: dict[str, list[Attempt]] = {}
-        self._charged_elsewhere: list[tuple[str, list[Attempt]]] = []
+        self._calls: list[list[Attempt]] = []
+        self.own = own
         self.sent_unmetered = False
 
-    def add(self, run_id: str, call: LogicalCall, by: Inside | None) -> None:
-        """A model call begins; its attempts are looked at when the sum is made.
-
-        Args:
-            run_id: LangChain's id of it.
-            call: The call.
-            by: The callbacks that charge it; None where the model's own guards do.
-        """
-        if by is not None and by is self._own:
-            self._charged_here[run_id] = call.attempts
-        else:
-            self._charged_elsewhere.append((run_id, call.attempts))
+    def add(self, call: LogicalCall) -> None:
+        """A model call begins; its attempts are looked at when the sum is made."""
+        self._calls.append(call.attempts)
 
     @property
     def sent(self) -> bool:
@@ -64,9 +52,7 @@ class Bill:
         self._attempt.cost_nano = sum(costs) if costs else None
 
     def _requests(self) -> Iterable[Attempt]:
-        here = dict(self._charged_here)
-        elsewhere = [attempts for run_id, attempts in tuple(self._charged_elsewhere) if run_id not in here]
-        return (request for attempts in (*here.values(), *elsewhere) for request in tuple(attempts))
+        return (request for attempts in tuple(self._calls) for request in tuple(attempts))
 
 
 def _total(usages: Iterable[Usage | None]) -> Usage | None:

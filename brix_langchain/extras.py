@@ -58,7 +58,9 @@ def load(name: str) -> Any:
         else:
             what += ", which is not installed"
         kind = MissingExtraError if _is_from_import() else MissingExtraAttributeError
-        raise kind(f'{what}: pip install "brix-guards[langchain]"') from error
+        missing = kind(f'{what}: pip install "brix-guards[langchain]"')
+        missing.name = package if kind is MissingExtraError else name  # as Python has it for such errors
+        raise missing from error
 
 
 def _is_from_import() -> bool:

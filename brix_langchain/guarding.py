@@ -69,7 +69,9 @@ def guard(target: Any, **options: Any) -> Any:
 
     Args:
         target: It is left as it is. A guarded model works on a copy whose own retries are off, since a retry inside
-            the model would pass by the budget and the rate limit.
+            the model would pass by the budget and the rate limit. So does a guarded chain, with copies of the models
+            in its steps, branches, bindings and fallbacks. Models in functions and in graphs' nodes are out of reach:
+            make them with ``max_retries=0``. Under a budget that blocks, their calls are refused else.
         **options: See `brix_core.GuardOptions`. ``fallbacks`` takes objects of the same kind as `target`.
 
     Returns:

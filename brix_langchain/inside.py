@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
-from typing import Any, Final, NoReturn
-from uuid import UUID
+from typing import Any, Final
 
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.runnables.config import var_child_runnable_config
 
-from brix_core.call import Attempt, CallRequest, LogicalCall
-from brix_core.errors import BrixBudgetError, BrixError, BrixGuardBlockedError
+from brix_core.call import CallRequest, LogicalCall
+from brix_core.errors import BrixBudgetError, BrixError
 from brix_core.flow import Flow
 from brix_core.pipeline import Pipeline
 from brix_core.prices import to_nano, usd
@@ -23,7 +22,7 @@ from brix_core.session import Session
 from brix_core.store import Store
 from brix_langchain.bills import Bill
 from brix_langchain.callbacks import BrixCallbackHandler
-from brix_langchain.open_calls import withdraw
+from brix_langchain.gate import refuse
 from brix_langchain.refusals import final_in_graph
 from brix_langchain.sessions import session_of
 
@@ -39,6 +38,9 @@ _EVENTS: Final = (
 
 _telling: ContextVar[BrixGuards | None] = ContextVar("brix_telling", default=None)
 """Who tells its members of the beginning of a model call just now."""
+
+_charged_by_model: ContextVar[bool] = ContextVar("brix_charged_by_model", default=False)
+"""Whether the guards of that model charge it."""
 
 
 class Description(dict[str, Any]):
@@ -84,28 +86,47 @@ def runs_around(handlers: Iterable[Any] = ()) -> list[BrixGuards]:
 
 @contextmanager
 def on_their_bills(
-    call: LogicalCall, run_id: str, around: Iterable[BrixGuards], store: Store | None, own: Inside | None = None
+    call: LogicalCall, around: Iterable[BrixGuards], store: Store | None, by: Inside | None = None
 ) -> Iterator[None]:
     """While a model call is under way, the runs around it know of it, and at its end what it came to.
 
     Args:
         call: The call.
-        run_id: LangChain's id of it.
         around: The guards of those runs.
         store: Where it is charged, if it is.
-        own: The callbacks that charge it; None where the model's own guards do.
+        by: The callbacks that charge it; None where the model's own guards do.
     """
     bills = list(dict.fromkeys(bill for one in around for bill in one.bills))
+    meters = _meters(around)
+    bills = [bill for bill in bills if _counts(bill, meters, store, by)]
     for bill in bills:
-        bill.add(run_id, call, own)
+        bill.add(call)
     try:
         yield
     finally:
         for bill in bills:
             bill.call_ended()
         for keeper in _keepers(around):
-            if keeper is not own and keeper.store is store:
+            if keeper is not by and keeper.store is store:
                 keeper.spent_elsewhere(call.session)
+
+
+def _counts(bill: Bill, meters: Sequence[Inside], store: Store | None, by: Inside | None) -> bool:
+    """Whether a charge is the one that counts for a run: where there are several accounts, a call has several.
+
+    The charge of the run's own callbacks does. Where they leave the call to others, and where the run has none, that
+    of the model's own guards does, or else that of the outermost run inside this one.
+    """
+    own = bill.own if bill.own in meters else None
+    if by is None:
+        return (store is not None or not meters) if own is None else own.store is store
+    return by is own or (own is None and by is meters[0] and not _charged_by_model.get())
+
+
+def _meters(around: Iterable[BrixGuards]) -> list[Inside]:
+    """The callbacks that charge the calls they are told of, of the outermost run first."""
+    inside = dict.fromkeys(member for one in around for member in one.members if isinstance(member, Inside))
+    return [one for one in inside if "budget" in one.guards]
 
 
 def _keepers(around: Iterable[BrixGuards]) -> set[Inside]:
@@ -174,8 +195,9 @@ class Inside(BrixCallbackHandler):
     def _watched(self, request: CallRequest) -> Flow:
         """In a guarded run around this one, its cap holds, too."""
         request.call.cap_usd = surrounding_cap(self.store, own=self)
-        store = self.store if "budget" in self.guards else None
-        with on_their_bills(request.call, request.call.run_id, runs_around(), store, self):
+        if "budget" not in self.guards:
+            return (yield from super()._watched(request))
+        with on_their_bills(request.call, runs_around(), self.store, self):
             return (yield from super()._watched(request))
 
     def spent_elsewhere(self, session: Session) -> None:
@@ -223,7 +245,7 @@ class Inside(BrixCallbackHandler):
         session.session_cost_usd = usd(money.spent)
         if money.spent + money.reserved < to_nano(self.cap):
             return
-        _refuse(
+        refuse(
             BrixBudgetError(
                 f"session {session.session_id} has used up max_cost_usd={self.cap:g} of the run it is in; raise it, "
                 "or begin a new session",
@@ -259,44 +281,6 @@ class Watch(BaseCallbackHandler):
     on_llm_start = on_chat_model_start
 
 
-class Gate(BaseCallbackHandler):
-    """Lets nothing further begin in a run that was given up and goes on all the same, and no stream go on in it.
-
-    After a time limit a worker thread goes on. A stream that its consumer has closed goes on as well: LangChain's
-    parsers read the rest of it, for their callbacks.
-
-    Args:
-        attempt: The attempt at the run.
-    """
-
-    raise_error = True
-    run_inline = True
-
-    def __init__(self, attempt: Attempt) -> None:
-        self._attempt = attempt
-
-    def on_chat_model_start(self, *args: Any, **kwargs: Any) -> None:
-        """Refuse it when the run was given up."""
-        if self._attempt.outcome not in (None, "ok"):
-            _refuse(
-                BrixGuardBlockedError(
-                    f"the run of {self._attempt.endpoint} is over ({self._attempt.outcome}); nothing further begins "
-                    "in it",
-                    guard="timeout",
-                ),
-                **kwargs,
-            )
-
-    on_llm_start = on_tool_start = on_retriever_start = on_chat_model_start
-
-    def on_llm_new_token(self, *args: Any, **kwargs: Any) -> None:
-        """Stop the stream when the run was given up, as closing it does: whoever reads on is not told of an error."""
-        if self._attempt.outcome not in (None, "ok"):
-            raise GeneratorExit
-
-    on_stream_event = on_llm_new_token
-
-
 class BrixGuards(BaseCallbackHandler):
     """The guards of runs, as LangChain's log lines name them when they refuse.
 
@@ -326,13 +310,16 @@ class BrixGuards(BaseCallbackHandler):
         self._begin("on_llm_start", serialized, *args, **kwargs)
 
     def _begin(self, event: str, serialized: dict[str, Any], *args: Any, **kwargs: Any) -> None:
-        token = _telling.set(self)
+        is_guarded = isinstance(serialized, Description)
+        telling = _telling.set(self)
+        charged = _charged_by_model.set(isinstance(serialized, Description) and serialized.store is not None)
         try:
             for member in self.members:
                 getattr(member, event)(serialized, *args, **kwargs)
         finally:
-            _telling.reset(token)
-        if not isinstance(serialized, Description) and not any(isinstance(one, Inside) for one in self.members):
+            _charged_by_model.reset(charged)
+            _telling.reset(telling)
+        if not is_guarded and not _meters([self]):
             for bill in self.bills:
                 bill.sent_unmetered = True
 
@@ -362,24 +349,9 @@ def _final(tell: Callable[..., None], *args: Any, **kwargs: Any) -> None:
         raise
 
 
-def _refuse(
-    error: BrixError,
-    *,
-    run_id: UUID,
-    invocation_params: Mapping[str, Any] | None = None,
-    batch_size: int = 1,
-    **_: Any,
-) -> NoReturn:
-    """Raise it; what other callbacks have reserved for the call, and for the batch it is one of, is free again."""
-    withdraw(run_id, invocation_params if batch_size > 1 else None, error)
-    final_in_graph(error)
-    raise error
-
-
 __all__ = [
     "BrixGuards",
     "Description",
-    "Gate",
     "Inside",
     "Watch",
     "charges",

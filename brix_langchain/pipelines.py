@@ -36,14 +36,12 @@ class ModelPipeline(Pipeline):
         return request
 
     def _flow(self, request: CallRequest) -> Flow:
-        manager = request.params.get("run_manager")
-        around = runs_around(getattr(manager, "handlers", ()))
-        run_id = str(getattr(manager, "run_id", request.call.run_id))
+        around = runs_around(getattr(request.params.get("run_manager"), "handlers", ()))
         try:
             if not around:
                 return (yield from super()._flow(request))
             store = self.store if "budget" in self.names else None
-            with on_their_bills(request.call, run_id, around, store):
+            with on_their_bills(request.call, around, store):
                 return (yield from super()._flow(request))
         except BrixError as error:
             if isinstance(error, BrixGuardError):

@@ -18,9 +18,10 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import set_config_context, var_child_runnable_config
 
 from brix_core.call import CallRequest, CallResponse
-from brix_core.errors import BrixError, BrixTimeoutError
+from brix_core.errors import BrixError, BrixRetrievalError, BrixTimeoutError
 from brix_langchain.bills import Bill
-from brix_langchain.inside import BrixGuards, Gate, Inside
+from brix_langchain.gate import Gate
+from brix_langchain.inside import BrixGuards, Inside
 from brix_langchain.opaque import TEXTS, TextCodec, chunk_text, written
 
 if TYPE_CHECKING:
@@ -167,8 +168,8 @@ class RunnableEndpoint:
     def _attempt(self, request: CallRequest) -> Iterator[tuple[Run, RunnableConfig]]:
         """An attempt at the run, and its configuration.
 
-        What the models inside come to is the attempt's. One that a guard inside refused before anything was sent is
-        none.
+        What the models inside come to is the attempt's. One that a guard inside refused before any model was asked,
+        or anything looked up, is none.
         """
         run: Run = request.params[RUN]
         attempt = request.call.attempts[-1]
@@ -176,7 +177,8 @@ class RunnableEndpoint:
         try:
             yield run, self._configuration(request, run, bill)
         except BrixError as error:
-            if attempt.outcome is None and not bill.sent and not isinstance(error, BrixTimeoutError):
+            made = bill.sent or isinstance(error, BrixTimeoutError | BrixRetrievalError)
+            if not made and attempt.outcome is None:
                 request.call.attempts.remove(attempt)
             raise
         finally:

@@ -2,24 +2,28 @@
 
 Integrations differ: `OpenAI` lets its own ``max_tokens`` and ``additional_kwargs`` win over what is given
 for a call, `Anthropic` the other way round, `Ollama` has its cap among its options, and about a class that
-is not known here nothing can be said. Its output is then what its ``metadata.num_output`` states, and where
-that is only LlamaIndex's default, unknown. A cap that would not be kept is never assumed.
+is not known here nothing can be said. In the SDKs of OpenAI and Anthropic, what ``extra_body`` holds wins over
+all of it. The output of a class that is not known is what its ``metadata.num_output`` states, and where that is only
+LlamaIndex's default, unknown. A cap that would not be kept is never assumed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from llama_index.core.base.llms.types import LLMMetadata
 from llama_index.core.constants import DEFAULT_NUM_OUTPUTS
 from llama_index.core.llms import LLM
 
+from brix_core.endpoints.sdk import sent_body
 from brix_core.model_limits import hides_reasoning
 from brix_llamaindex.faces import face
 
 Params = Mapping[str, Any]
+
+_OPENAI_CAPS: Final = ("max_tokens", "max_completion_tokens")
 
 
 class OutputCap(Protocol):
@@ -47,21 +51,21 @@ class FieldWins:
 
     def asked(self, llm: Any, params: Params, metadata: LLMMetadata) -> int | None:
         """The smallest of ``max_tokens`` and ``max_completion_tokens`` as they will be sent."""
+        sent = {**params, **llm.additional_kwargs}
         if window := inferred_cap(llm, params, metadata):
-            return window
-        own = {} if llm.max_tokens is None else {"max_tokens": llm.max_tokens}
-        return _smallest({**params, **own, **llm.additional_kwargs}, "max_tokens", "max_completion_tokens")
+            sent = {"max_tokens": window, "extra_body": sent.get("extra_body")}
+        elif llm.max_tokens is not None:
+            sent = {**params, "max_tokens": llm.max_tokens, **llm.additional_kwargs}
+        return _smallest(sent_body(sent), *_OPENAI_CAPS)
 
     def apply(self, llm: Any, params: dict[str, Any], cap: int) -> tuple[LLM, dict[str, Any]]:
         """A face of the LLM with the cap as its own, under the name the caller or the model wants."""
-        extra = dict(llm.additional_kwargs)
-        legacy = extra.pop("max_tokens", None), params.pop("max_tokens", None)
-        newer = extra.pop("max_completion_tokens", None), params.pop("max_completion_tokens", None)
-        prefers_newer = any(newer) and not any(legacy)
+        extra, named = _bared(llm.additional_kwargs)
+        params, named_for_call = _bared(params)
+        prefers_newer = named | named_for_call == {"max_completion_tokens"}
         if prefers_newer or (_is_openai_itself(llm) and hides_reasoning(llm.model)):
-            return face(
-                llm, type(llm), max_tokens=None, additional_kwargs={**extra, "max_completion_tokens": cap}
-            ), params
+            extra["max_completion_tokens"] = cap
+            return face(llm, type(llm), max_tokens=None, additional_kwargs=extra), params
         return face(llm, type(llm), max_tokens=cap, additional_kwargs=extra), params
 
 
@@ -79,11 +83,15 @@ class CallWins:
     def asked(self, llm: Any, params: Params, metadata: LLMMetadata) -> int | None:
         """The call's own, else that of ``additional_kwargs``, else the field."""
         own = getattr(llm, self.name, None)
-        return _smallest({self.name: own, **llm.additional_kwargs, **params}, self.name)
+        return _smallest(sent_body({self.name: own, **llm.additional_kwargs, **params}), self.name)
 
-    def apply(self, llm: LLM, params: dict[str, Any], cap: int) -> tuple[LLM, dict[str, Any]]:
+    def apply(self, llm: Any, params: dict[str, Any], cap: int) -> tuple[LLM, dict[str, Any]]:
         """The cap as a parameter of the call."""
-        return llm, {**params, self.name: cap}
+        capped = {**params, self.name: cap}
+        extra = {**llm.additional_kwargs, **params}.get("extra_body")
+        if isinstance(extra, Mapping) and self.name in extra:
+            capped["extra_body"] = {**extra, self.name: cap}
+        return llm, capped
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +173,16 @@ def inferred_cap(llm: Any, params: Params, metadata: LLMMetadata) -> int | None:
 
 def _is_openai_itself(llm: LLM) -> bool:
     return type(llm).__name__ in ("OpenAI", "AzureOpenAI")
+
+
+def _bared(params: Params) -> tuple[dict[str, Any], set[str]]:
+    """A copy without OpenAI's output caps, those in ``extra_body`` included, and the names of those there were."""
+    named = {name for name in _OPENAI_CAPS if sent_body(params).get(name)}
+    bare = {name: value for name, value in params.items() if name not in _OPENAI_CAPS}
+    extra = bare.get("extra_body")
+    if isinstance(extra, Mapping):
+        bare["extra_body"] = {name: value for name, value in extra.items() if name not in _OPENAI_CAPS}
+    return bare, named
 
 
 def _smallest(params: Params, *names: str) -> int | None:

@@ -73,8 +73,20 @@ def leave_ended_loop(llm: LLM) -> None:
         private[_HOME] = None if private["_aclient"] is not None else weakref.ref(asyncio.get_running_loop())
     home = private[_HOME]
     if home is not None and home() is not asyncio.get_running_loop():
+        _let_go(private["_aclient"])
         private["_aclient"] = None
         private[_HOME] = weakref.ref(asyncio.get_running_loop())
+
+
+def _let_go(client: Any) -> None:
+    """Keep a client from closing its connections, when it is collected, on an event loop that is not theirs.
+
+    OpenAI's and Anthropic's HTTP clients start a task for that on whichever loop runs then; where the loop of the
+    connections has ended, it fails, and asyncio logs it. The sockets are closed when they are collected.
+    """
+    http = getattr(client, "_client", None)
+    if type(http).__name__ == "AsyncHttpxClientWrapper":
+        http.__class__ = type(http).__base__  # the class without that ``__del__``
 
 
 def _client(llm: LLM, name: str) -> Any:

@@ -16,6 +16,7 @@ from llama_index.core.llms import LLM, CustomLLM
 from llama_index.core.llms.llm import default_completion_to_prompt
 
 from brix_core.call import CallRequest, CallResponse
+from brix_core.endpoints.sdk import sent_body
 from brix_core.endpoints.structured import response_format
 from brix_core.errors import BrixConfigurationError
 from brix_core.model_limits import max_output_tokens
@@ -131,7 +132,7 @@ class LLMEndpoint:
     def model(self, params: Mapping[str, Any]) -> str:
         """``metadata.model_name``, or the one given for the call; the class's name when there is none."""
         if self._is_openai:
-            name = self.llm.additional_kwargs.get("model") or params.get("model")  # type: ignore[attr-defined]
+            name = self._sent(params).get("model")
             if isinstance(name, str):
                 return name
         name = self.metadata.model_name
@@ -160,15 +161,13 @@ class LLMEndpoint:
 
     def choices(self, params: Mapping[str, Any]) -> int:
         """``n``, or ``best_of``, which is billed alike."""
-        extra = getattr(self.llm, "additional_kwargs", None)
-        merged = {**params, **extra} if isinstance(extra, dict) else params
+        merged = self._sent(params)
         asked = [value for name in ("n", "best_of") if isinstance(value := merged.get(name), int)]
         return max([1, *asked])
 
     def schemas(self, params: Mapping[str, Any]) -> Sequence[Any]:
         """Tools and schemas, and the text that prompt templates of the LLM add."""
-        extra = getattr(self.llm, "additional_kwargs", None)
-        merged = {**params, **extra} if isinstance(extra, dict) else params
+        merged = self._sent(params)
         found: list[Any] = []
         for name in _BESIDE_MESSAGES:
             value = merged.get(name)
@@ -294,6 +293,7 @@ class LLMEndpoint:
     def _hook(self, request: CallRequest, chat: str, complete: str) -> tuple[Any, Any, dict[str, Any]]:
         """The LLM's own method, with what it is to be given."""
         llm, kwargs = self.llm, dict(request.params)
+        self._check(kwargs)
         prompt = prompt_of(request.conversation.messages)
         if prompt is None:
             kwargs.pop("formatted", None)
@@ -308,6 +308,22 @@ class LLMEndpoint:
         if prompt is None:
             return getattr(llm, chat), list(request.conversation.messages), kwargs
         return getattr(llm, complete), prompt, kwargs
+
+    def _sent(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The parameters as they reach the provider."""
+        extra = getattr(self.llm, "additional_kwargs", None)
+        return sent_body({**params, **extra} if isinstance(extra, dict) else params)
+
+    def _check(self, params: Mapping[str, Any]) -> None:
+        """Refuse an ``extra_body`` that replaces what the guards have looked at."""
+        extra = getattr(self.llm, "additional_kwargs", None) or {}
+        for given in (params.get("extra_body"), extra.get("extra_body") if isinstance(extra, dict) else None):
+            for name in ("messages", "prompt", "stream"):
+                if isinstance(given, Mapping) and name in given:
+                    raise BrixConfigurationError(
+                        f"extra_body={{{name!r}: ...}} would replace the {name} that the guards have counted; leave it "
+                        "out, and give the prompt to the method that sends it"
+                    )
 
     def _format(self, schema: ResponseSchema, params: Mapping[str, Any]) -> dict[str, Any] | None:
         """What OpenAI's classes are to send for the schema; None when they do not, or the caller has seen to it."""

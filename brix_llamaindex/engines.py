@@ -7,10 +7,11 @@ of the whole run around those of the class; the LLMs inside keep to it, and to e
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 from llama_index.core.agent.workflow import AgentWorkflow, BaseWorkflowAgent
 from llama_index.core.base.base_query_engine import BaseQueryEngine
@@ -28,9 +29,10 @@ from llama_index.core.workflow.handler import WorkflowHandler  # type: ignore[at
 from brix_core import checks
 from brix_core.errors import BrixConfigurationError
 from brix_core.options import GuardOptions
+from brix_llamaindex.copies import SharedCopies
 from brix_llamaindex.guards import Guards
 from brix_llamaindex.limits import RunLimit, RunScope, current_limit, run_limit, within
-from brix_llamaindex.llm import GuardedLLM, guarded_llms
+from brix_llamaindex.llm import GuardedLLM, guarded_llms, joined
 from brix_llamaindex.wiring import Wiring, log
 
 GRACE: Final = 1.0
@@ -45,11 +47,12 @@ else:
     _QueryEngine = _ChatEngine = _Agent = object
 
 
-class GuardedRuns:
+class GuardedRuns(SharedCopies):
     """What guarded engines and agents have in common."""
 
     _brix: Guards
     _brix_seconds: float | None
+    _brix_unpickled = "Pickle what was given to guard(), and call guard() where it is loaded"
 
     if TYPE_CHECKING:  # it has all that the engine has
 
@@ -67,6 +70,31 @@ class GuardedRuns:
             session_id: Only those of this session.
         """
         return self._brix.get_traces(session_id)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set it; LLMs in what is set come behind the guards.
+
+        Raises:
+            BrixConfigurationError: An LLM in it has guards of its own, or cannot be put behind these.
+        """
+        super().__setattr__(name, self._brix_joined(value, f"{name} of this {type(self).__name__}"))
+
+    def _brix_joined(self, value: Any, what: str) -> Any:
+        """The value, or a copy of it with its LLMs behind the guards."""
+        wiring = Wiring([value])
+        strange = [
+            llm for llm in wiring.llms if isinstance(llm, GuardedLLM) and llm.brix.pipeline is not self._brix.pipeline
+        ]
+        if strange:
+            raise BrixConfigurationError(
+                f"{what}: {type(strange[0]).__name__} has guards of its own; give the LLM itself, so that one budget "
+                "and one trace hold for all"
+            )
+        _warn_of(wiring, what)
+        plain = [llm for llm in wiring.llms if not isinstance(llm, GuardedLLM)]
+        if not plain:
+            return value
+        return wiring.replaced({id(llm): joined(llm, self._brix) for llm in plain})[0]
 
     @contextmanager
     def _brix_run(self) -> Iterator[RunLimit | None]:
@@ -156,18 +184,49 @@ class GuardedChatRuns(GuardedRuns, _ChatEngine):
 
 
 class GuardedAgentRuns(GuardedRuns, _Agent):
-    """A guarded agent, or workflow of agents; also an instance of the class of the one it was made of."""
+    """A guarded agent, or workflow of agents; also an instance of the class of the one it was made of.
+
+    A memory given for a run is used through a copy whose LLMs are guarded, and which shares its store.
+    """
+
+    _brix_memories: dict[int, tuple[weakref.ref[Any], Any]]
 
     def run(self, *args: Any, **kwargs: Any) -> WorkflowHandler:
         """Run, within the time of a run."""
         with self._brix_run():
             return super().run(*args, **kwargs)
 
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy behind the same guards, and so what is changed in it."""
+        given = {name: self._brix_joined(value, name) for name, value in (update or {}).items()}
+        return super().model_copy(update=given, deep=deep)
+
+    async def _init_context(self, ctx: Any, ev: Any) -> None:
+        # Here the memory is known, wherever it was given: to run(), in a start event or in the context of a run before.
+        await super()._init_context(ctx, ev)
+        memory = await ctx.store.get("memory", default=None)
+        guarded = self._brix_memory(memory)
+        if guarded is not memory:
+            await ctx.store.set("memory", guarded)
+
     async def _call_tool(self, ctx: Any, tool: Any, tool_input: dict[str, Any]) -> ToolOutput:
         # Around the agent's own, which makes a result of whatever a tool raises.
         async with within(current_limit()):
             output: ToolOutput = await super()._call_tool(ctx, tool, tool_input)
         return output
+
+    def _brix_memory(self, memory: Any) -> Any:
+        """The memory, its LLMs behind the guards; the same for every run, since it may know more than its store."""
+        if memory is None:
+            return None
+        known = self._brix_memories.get(id(memory))
+        if known is not None and known[0]() is memory:
+            return known[1]
+        guarded = self._brix_joined(memory, f"the memory of this {type(self).__name__}")
+        if guarded is not memory:
+            key, memories = id(memory), self._brix_memories
+            memories[key] = weakref.ref(memory, lambda _: memories.pop(key, None)), guarded
+        return guarded
 
 
 _KINDS: Final[tuple[tuple[type[Any], type[GuardedRuns]], ...]] = (
@@ -193,6 +252,9 @@ def guard_engine(engine: Any, options: GuardOptions) -> Any:
     wiring = Wiring(engine)
     _check(wiring, name)
     options, seconds = _run_options(options)
+    if isinstance(engine, BaseWorkflowAgent | AgentWorkflow) and options.get("response_schema") is not None:
+        # Agents stream by default, and what has been streamed cannot be healed.
+        options.setdefault("stream_mode", "validated")
     llms = guarded_llms(wiring.llms, options)
     own: Any = type(engine)
     runs: Any = next(runs for kind, runs in _KINDS if isinstance(engine, kind))
@@ -200,6 +262,7 @@ def guard_engine(engine: Any, options: GuardOptions) -> Any:
     made = wiring.replaced({id(llm): guarded for llm, guarded in zip(wiring.llms, llms, strict=True)}, cls)
     object.__setattr__(made, "_brix", llms[0].brix)
     object.__setattr__(made, "_brix_seconds", seconds)
+    object.__setattr__(made, "_brix_memories", {})
     if seconds is not None and isinstance(made, GuardedAgentRuns):
         limit = made._timeout
         object.__setattr__(made, "_timeout", seconds + GRACE if limit is None else min(limit, seconds + GRACE))
@@ -219,11 +282,15 @@ def _check(wiring: Wiring, name: str) -> None:
             f"guard: no LLM was found in this {name}. What is looked into are attributes of objects of LlamaIndex's "
             "classes; guard the LLM itself, guard(llm, ...), and give it to where it is used"
         )
-    for function in wiring.hidden:
+    _warn_of(wiring, f"this {name}")
+
+
+def _warn_of(wiring: Wiring, what: str) -> None:
+    for user in wiring.hidden:
         log.warning(
-            "guard: the function %s of this %s uses an LLM (or something that has one) which cannot be replaced: "
+            "guard: %s in %s uses an LLM (or something that has one) which cannot be replaced: "
             "its calls are not guarded. Guard that LLM itself",
-            function, name,
+            user, what,
         )  # fmt: skip
 
 

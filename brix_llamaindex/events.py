@@ -7,7 +7,7 @@ LlamaIndex's dispatcher swallows whatever an event handler raises, so a handler 
 from __future__ import annotations
 
 from asyncio import CancelledError
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Final
@@ -34,11 +34,14 @@ class BrixGuardEvent(BaseEvent):
     """What a guard decided about a call, or how the call ended. Dispatched when it has ended.
 
     One event for each entry in ``decisions`` of the call's trace entry, in order; then one from the guard
-    ``"observability"``, whose decision is the outcome.
+    ``"observability"``, whose decision is the outcome, and whose details hold the numbers of the guard that refused.
+    A retrieval that must be good enough dispatches one from the guard ``"retrieval"``, decision ok, refused or failed;
+    a guarded tool that is called in circles or too often, one from ``"loop"`` or ``"run_limit"``, decision told (the
+    model, by an error result) or raised.
 
     Attributes:
-        run_id: That of the trace entry.
-        session_id: Whose call it was.
+        run_id: That of the trace entry; of tools, that of the agent's run, empty in none.
+        session_id: Whose call it was; of tools, empty in none.
         guard: Which guard.
         decision: What it decided, or the outcome: ok, refused, failed, timed_out, cancelled or abandoned.
         details: The numbers behind it.
@@ -94,6 +97,63 @@ def announced(request: CallRequest) -> Iterator[None]:
                 _dispatcher.event(event)
 
 
+def announce_retrieval(entry: Mapping[str, Any]) -> None:
+    """Dispatch how a retrieval ended.
+
+    Args:
+        entry: Its trace entry.
+    """
+    if not _is_watched():
+        return
+    found = entry["documents"]
+    details = {name: entry[name] for name in ("score", "min_score", "error")}
+    details |= {"found": len(found), "kept": sum(document["kept"] for document in found)}
+    _dispatcher.event(
+        BrixGuardEvent(
+            run_id=entry["run_id"],
+            session_id=entry["session_id"],
+            guard="retrieval",
+            decision=entry["outcome"],
+            details=details,
+        )
+    )
+
+
+def announce_tool(guard: str, decision: str, session_id: str | None, run_id: str | None, **details: Any) -> None:
+    """Dispatch what was decided about a tool.
+
+    Args:
+        guard: ``"loop"`` or ``"run_limit"``.
+        decision: ``"told"``, the model by an error result; or ``"raised"``.
+        session_id: Whose call it was.
+        run_id: The agent's run.
+        **details: The numbers behind it.
+    """
+    if _is_watched():
+        _dispatcher.event(
+            BrixGuardEvent(
+                run_id=run_id or "", session_id=session_id or "", guard=guard, decision=decision, details=details
+            )
+        )
+
+
+def numbers_of(error: BaseException | None) -> dict[str, Any]:
+    """The numbers that an error of the guards carries, and which limit they are of.
+
+    Example:
+        >>> from brix_core.errors import BrixBudgetError
+        >>> numbers_of(BrixBudgetError("no", limit_usd=0.5, spent_usd=0.4, needed_usd=0.2))
+        {'limit_usd': 0.5, 'spent_usd': 0.4, 'reserved_usd': 0.0, 'needed_usd': 0.2}
+    """
+    if not isinstance(error, BrixError):
+        return {}
+    return {
+        name: value
+        for name, value in vars(error).items()
+        if isinstance(value, int | float) or (name in ("kind", "reason") and isinstance(value, str))
+    }
+
+
 @contextmanager
 def tagged(request: CallRequest) -> Iterator[None]:
     """Mark the events of an LLM that is called in this block as those of a guarded call. No ``yield`` inside."""
@@ -120,6 +180,7 @@ def _events(request: CallRequest, failure: BaseException | None) -> Iterator[Bri
         "model": request.model,
         "attempts": len(call.attempts),
         "error": None if failure is None else type(failure).__name__,
+        **{name: value for name, value in numbers_of(failure).items() if name != "attempts"},
     }
     for decision in (*call.decisions, ended):
         details = {name: value for name, value in decision.items() if name not in ("guard", "decision")}
@@ -147,4 +208,14 @@ def outcome_of(call: LogicalCall, failure: BaseException | None) -> Outcome:
     return "refused" if isinstance(failure, BrixError) and not call.attempts else "failed"
 
 
-__all__ = ["RUN_TAG", "BrixGuardEvent", "announced", "outcome_of", "outspoken", "tagged"]
+__all__ = [
+    "RUN_TAG",
+    "BrixGuardEvent",
+    "announce_retrieval",
+    "announce_tool",
+    "announced",
+    "numbers_of",
+    "outcome_of",
+    "outspoken",
+    "tagged",
+]

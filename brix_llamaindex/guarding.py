@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, Unpack, overload
+from typing import Any, Final, Unpack, overload
 
 from llama_index.core.agent.workflow import AgentWorkflow, BaseWorkflowAgent
 from llama_index.core.base.base_query_engine import BaseQueryEngine
 from llama_index.core.chat_engine.types import BaseChatEngine
+from llama_index.core.indices.base import BaseIndex
 from llama_index.core.llms import LLM
+from llama_index.core.workflow import Workflow
 
+from brix_core.errors import BrixConfigurationError
 from brix_core.options import GuardOptions
 from brix_llamaindex.engines import ENGINES, GuardedAgentRuns, GuardedChatRuns, GuardedQueryRuns, guard_engine
 from brix_llamaindex.llm import GuardedLLM, guarded_llms
+
+MAX_SHOWN: Final = 80
+"""Characters of something that cannot be guarded, at most, in the error that says so."""
 
 
 @overload
@@ -35,8 +41,14 @@ def guard(target: Any, **options: Unpack[GuardOptions]) -> Any:
     message, a run of an agent) and not for the session: no call begins after it, asynchronous runs are cut off.
 
     LlamaIndex takes `Settings.llm` when an engine is built and not when it is asked: guard it before, or the engine
-    after. LLMs that a function uses, or an object of a class that is not LlamaIndex's, are not reached; of functions,
-    a warning is logged.
+    after. LLMs that a function uses, or an object of a class that is not LlamaIndex's, are not reached: a warning
+    is logged. An LLM that is set on the guarded object later is put behind the guards, too, and so is one in a memory
+    that is given to ``agent.run``.
+
+    The session and the run in which a streamed answer was asked for count, wherever it is read. The exception is an
+    engine that is not guarded around an LLM that is: LlamaIndex asks the LLM only when the answer is read, so guard the
+    engine, or read the answer within the session. Agents stream, too: with ``response_schema``, ``stream_mode`` is
+    ``"validated"`` for them when left out, since what has been streamed cannot be healed.
 
     Args:
         target: An LLM, a query engine, a chat engine, an agent or an `AgentWorkflow`, not guarded yet.
@@ -66,7 +78,22 @@ def guard(target: Any, **options: Unpack[GuardOptions]) -> Any:
     """
     if isinstance(target, ENGINES):
         return guard_engine(target, options)
+    if not isinstance(target, LLM):
+        raise BrixConfigurationError(_not_taken(target))
     return guarded_llms([target], options)[0]
+
+
+def _not_taken(target: Any) -> str:
+    kind = type(target).__name__
+    taken = "guard takes a LlamaIndex LLM, a query engine, a chat engine, an agent or an AgentWorkflow"
+    if isinstance(target, BaseIndex):
+        return f"{taken}, and no index; give index.as_query_engine(), or make a GuardedQueryEngine(index, ...)"
+    if isinstance(target, Workflow):
+        return f"{taken}, and not the workflow {kind}; guard the LLMs that its steps use"
+    if isinstance(target, type):
+        return f"{taken}; {target.__name__} is a class, give an instance of it"
+    shown = repr(target)
+    return f"{taken}, got a {kind}" + (f": {shown}" if len(shown) <= MAX_SHOWN else "")
 
 
 __all__ = ["guard"]

@@ -30,6 +30,7 @@ from llama_index.core.llms import LLM
 from llama_index.core.llms.structured_llm import StructuredLLM
 
 from brix_core.errors import BrixConfigurationError
+from brix_core.guards.budget import BudgetGuard
 from brix_core.options import GuardOptions, Parsed, parse
 from brix_core.pipeline import Pipeline
 from brix_llamaindex.endpoint import LLMEndpoint
@@ -77,6 +78,36 @@ def guarded_llms(llms: Sequence[LLM], options: GuardOptions) -> list[GuardedLLM]
     parsed = _without_clamp(parsed, options, endpoints)
     pipeline = Pipeline(parsed, others, _summary(own[0], parsed))
     return [_guarded(endpoint, pipeline) for endpoint in own]
+
+
+def joined(llm: LLM, guards: Guards) -> GuardedLLM:
+    """Put guards that there are around one more LLM.
+
+    Args:
+        llm: Not guarded yet.
+        guards: Whose budget, limits and traces hold for it too.
+
+    Raises:
+        BrixConfigurationError: It is no LLM or guarded already, or its output cannot be capped as these guards do.
+
+    Example:
+        >>> from llama_index.core.llms import MockLLM
+        >>> from brix_llamaindex import guard
+        >>> first = guard(MockLLM())
+        >>> second = joined(MockLLM(), first.brix)
+        >>> _ = second.complete("Hello")
+        >>> len(first.get_traces())
+        1
+    """
+    _require_plain_llm(llm, "guard")
+    endpoint = LLMEndpoint(private_copy(llm, advise="retry" not in guards.guards), strict=guards.endpoint.strict)
+    budget = next((one.config for one in guards.pipeline.guards if isinstance(one, BudgetGuard)), None)
+    if budget is not None and budget.budget_clamp_output and not endpoint.caps_output:
+        raise BrixConfigurationError(
+            f"the output of {endpoint.identity} cannot be capped for a call, which the budget of these guards relies "
+            "on; make the guards with budget_clamp_output=False, or guard this LLM by itself"
+        )
+    return _guarded(endpoint, guards.pipeline)
 
 
 class GuardedLLM(ParsedStreams, StructuredPrediction):
@@ -279,4 +310,4 @@ def _deep(value: Any, memo: dict[int, Any] | None) -> Any:
         return value
 
 
-__all__ = ["GuardedLLM", "guarded_llms"]
+__all__ = ["GuardedLLM", "guarded_llms", "joined"]

@@ -60,7 +60,10 @@ class BrixOutputParser(BaseOutputParser):
     def __init__(
         self, schema: Any, *, llm: LLM | None = None, max_schema_retries: int = 2, gives: Gives = "instance"
     ) -> None:
-        self.schema = ResponseSchema.of(schema)
+        try:
+            self.schema = ResponseSchema.of(schema)
+        except BrixConfigurationError as error:
+            raise BrixConfigurationError(str(error).replace("response_schema", "schema")) from error
         self.max_schema_retries = checks.whole("max_schema_retries", max_schema_retries, 0)
         checks.one_of("gives", gives, ("instance", "json"))
         self.gives: Gives = gives
@@ -88,7 +91,13 @@ class BrixOutputParser(BaseOutputParser):
 
         Raises:
             BrixSchemaError: It holds no valid instance, and none came of asking again.
+            BrixConfigurationError: It is no text.
         """
+        if not isinstance(output, str):
+            raise BrixConfigurationError(
+                f"parse takes the text of an answer, got {type(output).__name__}: {output!r:.200}; of a ChatResponse, "
+                "that is response.message.content"
+            )
         attempts: list[SchemaAttempt] = []
         while True:
             try:

@@ -17,13 +17,14 @@ from brix_core.errors import BrixConfigurationError
 from brix_core.options import GuardOptions
 from brix_core.retrieval.gate import OnLow
 from brix_core.retrieval.results import ScoreKind
+from brix_llamaindex.copies import SharedCopies
 from brix_llamaindex.engines import GuardedQueryRuns
 from brix_llamaindex.guarding import guard
 from brix_llamaindex.guards import Guards
 from brix_llamaindex.retrieval import RegulatedPostprocessor
 
 
-class GuardedQueryEngine(BaseQueryEngine):
+class GuardedQueryEngine(SharedCopies, BaseQueryEngine):
     """A query engine that answers from what is relevant, and else refuses before its LLM is asked.
 
     Args:
@@ -53,6 +54,8 @@ class GuardedQueryEngine(BaseQueryEngine):
         >>> [trace.get("guard", "llm") for trace in engine.get_traces()]
         ['llm', 'retrieval']
     """
+
+    _brix_unpickled = "Make it where it is needed, of an index or a query engine"
 
     def __init__(
         self,

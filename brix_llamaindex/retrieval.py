@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.bridge.pydantic import Field, PrivateAttr
@@ -16,6 +16,8 @@ from brix_core.clock import Clock
 from brix_core.errors import BrixConfigurationError
 from brix_core.retrieval.gate import RetrievalGate
 from brix_core.retrieval.results import Relevance, RetrievalResult, RetrievedDocument, ScoreKind, source_of
+from brix_llamaindex.copies import SharedCopies
+from brix_llamaindex.events import announce_retrieval
 
 
 class IndexRetrievalProvider:
@@ -92,12 +94,12 @@ class IndexRetrievalProvider:
         return RetrievalResult.of(documents)
 
 
-class RegulatedPostprocessor(BaseNodePostprocessor):
+class RegulatedPostprocessor(SharedCopies, BaseNodePostprocessor):
     """Lets only nodes past that are relevant enough, or refuses before the LLM is asked.
 
     For ``index.as_query_engine(node_postprocessors=[...])`` and chat engines. Nodes keep the score they came with.
     Every retrieval leaves a trace entry in the session of the LLM calls around it. Put it before postprocessors that
-    change scores, or tell it what their scores are.
+    change scores, or tell it what their scores are. Copies share its traces.
 
     Args:
         score: What the scores of the nodes are. See `IndexRetrievalProvider`.
@@ -123,6 +125,8 @@ class RegulatedPostprocessor(BaseNodePostprocessor):
         ...
         brix_core.errors.BrixRetrievalError: the best of 1 documents has a score of 0.100, and min_score=0.5 ...
     """
+
+    _brix_unpickled: ClassVar[str] = "Make it where it is needed"
 
     min_score: float = Field(frozen=True)
     on_low: Literal["drop", "refuse"] = Field(frozen=True)
@@ -170,9 +174,15 @@ class RegulatedPostprocessor(BaseNodePostprocessor):
     def _postprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
-        with self._gate.retrieval(None if query_bundle is None else query_bundle.query_str) as admit:
-            passing = admit(read_nodes(nodes, self._relevance, self._source_key))
-            return [node for node, passes in zip(nodes, passing, strict=True) if passes]
+        retrieval = self._gate.retrieval(None if query_bundle is None else query_bundle.query_str)
+        admit = None
+        try:
+            with retrieval as admit:
+                passing = admit(read_nodes(nodes, self._relevance, self._source_key))
+                return [node for node, passes in zip(nodes, passing, strict=True) if passes]
+        finally:
+            if admit is not None and admit.entry is not None:
+                announce_retrieval(admit.entry)
 
     async def _apostprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None

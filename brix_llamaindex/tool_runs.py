@@ -185,7 +185,7 @@ class ToolRuns:
         if error is None:
             return False
         with self._lock:
-            run = self._runs.get(_key())
+            run = self._runs.get(run_key())
             return run is not None and run.ending is error
 
     @property
@@ -196,14 +196,14 @@ class ToolRuns:
         """Whether the model is told once more; what it is told within one batch counts as once."""
         if self._chances == 0:
             return False
-        turn = _turns.get(_key()[1])
+        turn = _turns.get(run_key()[1])
         if turn is None or run.told_in.get(what) != turn:
             run.told[what] += 1
             run.told_in[what] = turn
         return run.told[what] <= self._chances
 
     def _here(self) -> _Run:
-        key = _key()
+        key = run_key()
         run = self._runs.get(key)
         if run is None:
             run = self._runs[key] = _Run(deque(maxlen=self.config.reach))
@@ -213,7 +213,8 @@ class ToolRuns:
         return run
 
 
-def _key() -> tuple[str | None, str | None]:
+def run_key() -> tuple[str | None, str | None]:
+    """The session and the run that a call belongs to."""
     return current_session_id(), active_instrument_tags.get().get(_RUN_ID)
 
 
@@ -225,4 +226,4 @@ def _told(loop: Loop, result: str) -> str:
     )
 
 
-__all__ = ["MAX_RUNS", "ToolConfig", "ToolRuns", "model_asked"]
+__all__ = ["MAX_RUNS", "ToolConfig", "ToolRuns", "model_asked", "run_key"]

@@ -22,7 +22,9 @@ from llama_index.core.tools import AsyncBaseTool, BaseTool, FunctionTool, ToolMe
 from llama_index.core.tools.types import adapt_to_async_tool
 
 from brix_core.errors import BrixConfigurationError, BrixError
-from brix_llamaindex.tool_runs import ToolConfig, ToolRuns
+from brix_llamaindex.copies import SharedCopies
+from brix_llamaindex.events import announce_tool, numbers_of
+from brix_llamaindex.tool_runs import ToolConfig, ToolRuns, run_key
 
 # As in `brix_llamaindex.llm`: a plain class, whose methods open no second span.
 if TYPE_CHECKING:
@@ -94,10 +96,15 @@ def guard_tools(tools: Iterable[BaseTool | Callable[..., Any]], **options: Unpac
         unknown = ", ".join(sorted(options.keys() - ToolOptions.__annotations__.keys()))
         known = ", ".join(ToolOptions.__annotations__)
         raise BrixConfigurationError(f"unknown option {unknown}; known are {known}") from None
+    if isinstance(tools, BaseTool) or not isinstance(tools, Iterable):
+        raise BrixConfigurationError(
+            f"guard_tools takes a list of tools or functions, got a {type(tools).__name__}; give [tool], or call "
+            "guard_tool(tool)"
+        )
     return [_guarded(tool, runs) for tool in tools]
 
 
-class GuardedTool(_Tool):
+class GuardedTool(SharedCopies, _Tool):
     """What `guard_tool` returns: also an instance of the class of the tool it was given.
 
     Example:
@@ -110,6 +117,7 @@ class GuardedTool(_Tool):
 
         def __getattr__(self, name: str) -> Any: ...
 
+    _brix_unpickled = "Pickle the tool, and call guard_tool() where it is loaded"
     _brix_tool: AsyncBaseTool
     _brix_runs: ToolRuns
 
@@ -136,7 +144,7 @@ class GuardedTool(_Tool):
             BrixLoopError: It is called in circles, and the model has been told.
             BrixRunLimitError: It is called more than ``max_calls`` times, and the model has been told.
         """
-        refusal = self._brix_runs.admit(self._name)
+        refusal = self._announced("run_limit", lambda: self._brix_runs.admit(self._name))
         if refusal is not None:
             return self._error(refusal, kwargs)
         try:
@@ -152,7 +160,7 @@ class GuardedTool(_Tool):
             BrixLoopError: It is called in circles, and the model has been told.
             BrixRunLimitError: It is called more than ``max_calls`` times, and the model has been told.
         """
-        refusal = self._brix_runs.admit(self._name)
+        refusal = self._announced("run_limit", lambda: self._brix_runs.admit(self._name))
         if refusal is not None:
             return self._error(refusal, kwargs)
         try:
@@ -166,15 +174,32 @@ class GuardedTool(_Tool):
         return self._brix_tool.metadata.get_name()
 
     def _judged(self, output: ToolOutput, args: Sequence[Any], kwargs: dict[str, Any]) -> ToolOutput:
-        told = self._brix_runs.judge(self._name, self._arguments(args, kwargs), _result(output))
+        told = self._judge(args, kwargs, _result(output))
         return output if told is None else self._error(told, output.raw_input, output.raw_output)
+
+    def _judge(self, args: Sequence[Any], kwargs: dict[str, Any], result: str) -> str | None:
+        arguments = self._arguments(args, kwargs)
+        return self._announced("loop", lambda: self._brix_runs.judge(self._name, arguments, result))
+
+    def _announced(self, guard: str, verdict: Callable[[], str | None]) -> str | None:
+        """A verdict, with its event where it is against the call."""
+        try:
+            told = verdict()
+        except BrixError as error:
+            announce_tool(guard, "raised", *run_key(), tool=self._name, **numbers_of(error))
+            raise
+        if told is not None:
+            config = self._brix_runs.config
+            limit = config.max_calls if guard == "run_limit" else config.exact_loop_threshold
+            announce_tool(guard, "told", *run_key(), tool=self._name, limit=limit)
+        return told
 
     def _failed(self, error: Exception, args: Sequence[Any], kwargs: dict[str, Any]) -> ToolOutput:
         """A call that failed is raised on, unless it closes a loop."""
         if isinstance(error, BrixError) or _is_control_flow(error):
             raise error
         text = f"Error: {type(error).__name__}: {error}"
-        told = self._brix_runs.judge(self._name, self._arguments(args, kwargs), text)
+        told = self._judge(args, kwargs, text)
         if told is None:
             raise error
         return self._error(told, self._shown(kwargs), text)

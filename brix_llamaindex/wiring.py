@@ -2,17 +2,19 @@
 
 What is looked into: attributes of objects whose class LlamaIndex defines or is derived from one, and lists, tuples,
 sets and dicts in them. Only what leads to an LLM is copied; stores, indexes, embeddings and callbacks never are, so a
-copy sees the same documents and the same conversation. What a function holds or refers to cannot be replaced: such
-LLMs are found, and a warning names them.
+copy sees the same documents and the same conversation. What a function holds or refers to cannot be replaced, nor what
+an object of any other class has: such LLMs are found, and a warning names who uses them.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
+import sys
 import types
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any, Final
 
 from llama_index.core.base.embeddings.base import BaseEmbedding
@@ -52,6 +54,19 @@ _SEALED: Final = (
 
 _LIBRARY: Final = "llama_index."
 
+_WITHOUT_LLM: Final = sys.stdlib_module_names | {
+    "brix_core",
+    "brix_llamaindex",
+    "llama_index_instrumentation",
+    "pydantic",
+    "pydantic_core",
+    "workflows",
+}
+"""Packages whose own objects hold no LLM of the application's, or one that is found elsewhere."""
+
+MOST_ITEMS: Final = 1_000
+"""Items of a list or dict of the application's that are looked at."""
+
 _CONTAINERS: Final = (list, tuple, set, frozenset, dict)
 
 
@@ -60,10 +75,12 @@ class Wiring:
 
     Args:
         root: The object.
+        seen: What has been looked at already for an LLM that cannot be replaced, by ``id``.
 
     Attributes:
         llms: The LLMs in it, each once, in the order in which they were found.
-        hidden: Functions that hold or refer to an LLM, by name.
+        hidden: What holds or refers to an LLM that cannot be replaced, by name: functions, and objects of other
+            classes than LlamaIndex's.
 
     Example:
         >>> from llama_index.core.llms import MockLLM
@@ -74,9 +91,11 @@ class Wiring:
         (True, False)
     """
 
-    def __init__(self, root: Any) -> None:
+    def __init__(self, root: Any, seen: set[int] | None = None) -> None:
         self.llms: list[LLM] = []
         self.hidden: list[str] = []
+        self._named: set[Any] = set()
+        self._seen = seen
         self._root = root
         self._parts: dict[int, Any] = {id(root): root}
         self._holders: dict[int, list[int]] = {}
@@ -125,11 +144,18 @@ class Wiring:
                 self._parts[id(part)] = part
                 if isinstance(part, LLM) and not isinstance(part, StructuredLLM):
                     self.llms.append(part)
-                elif isinstance(part, types.FunctionType | functools.partial):
-                    if refers_to_llm(part):
-                        self.hidden.append(getattr(part, "__qualname__", repr(part)))
+                elif _is_opaque(part):
+                    self._name(user_of_llm(part, seen=self._seen))
                 else:
                     waiting.append(part)
+
+    def _name(self, user: Any) -> None:
+        if user is None:
+            return
+        key = (id(user.__self__), user.__func__) if isinstance(user, types.MethodType) else id(user)
+        if key not in self._named:
+            self._named.add(key)
+            self.hidden.append(getattr(user, "__qualname__", None) or f"an object of class {type(user).__qualname__}")
 
     def _leading_to(self, ids: Iterable[int]) -> set[int]:
         leading: set[int] = set()
@@ -161,40 +187,79 @@ def twin(value: Any, cls: type[Any] | None = None) -> Any:
     return made
 
 
-def refers_to_llm(function: Any, depth: int = 3) -> bool:
-    """Whether a function holds an LLM that is not guarded, or an engine with one, or names one.
+def user_of_llm(value: Any, depth: int = 3, seen: set[int] | None = None) -> Any:
+    """The function or object that uses an LLM which is not guarded, or an engine with one; None when there is none.
 
     Args:
-        function: A function, or a partial one.
-        depth: How many functions within functions are looked into.
+        value: A function, a method, a partial function, or an object of any class.
+        depth: How many functions within functions, and objects within objects, are looked into.
+        seen: What has been looked at already, by ``id``.
+
+    Returns:
+        The application's own: of a wrapper of LlamaIndex's, what is wrapped.
 
     Example:
         >>> from llama_index.core.llms import MockLLM
         >>> llm = MockLLM()
-        >>> refers_to_llm(lambda text: llm.complete(text)), refers_to_llm(lambda text: text)
-        (True, False)
+        >>> def ask(text):
+        ...     return llm.complete(text)
+        >>> user_of_llm(ask) is ask, user_of_llm(lambda text: text) is None
+        (True, True)
     """
-    for held in _held(function):
-        if isinstance(held, types.FunctionType | functools.partial):
-            if depth > 0 and refers_to_llm(held, depth - 1):
-                return True
+    seen = set() if seen is None else seen
+    for held in _held(value):
+        if isinstance(held, types.MethodType) and _is_component(held.__self__):
+            held = held.__self__
+        if id(held) in seen:
             continue
-        owner = getattr(held, "__self__", held) if isinstance(held, types.MethodType) else held
-        if isinstance(owner, LLM):
-            if not hasattr(owner, "brix"):
-                return True
-        elif _is_component(owner) and not hasattr(owner, "brix") and _has_plain_llm(owner):
-            return True
-    return False
+        seen.add(id(held))
+        if isinstance(held, LLM):
+            if not hasattr(held, "brix"):
+                return value
+        elif _is_opaque(held):
+            within = user_of_llm(held, depth - 1, seen) if depth > 0 else None
+            if within is not None:
+                return within if _is_wrapper(value) else value
+        elif _is_component(held) and not hasattr(held, "brix"):
+            wiring = Wiring(held, seen)
+            if wiring.hidden or any(not hasattr(llm, "brix") for llm in wiring.llms):
+                return value
+    return None
 
 
-def _has_plain_llm(value: Any) -> bool:
-    return any(not hasattr(llm, "brix") for llm in Wiring(value).llms)
+def _is_opaque(value: Any) -> bool:
+    """Whether nothing in it can be replaced: functions, and objects of other classes than LlamaIndex's."""
+    if isinstance(value, types.MethodType):
+        return not _is_component(value.__self__)
+    if isinstance(value, types.FunctionType | functools.partial):
+        return True
+    if type(value).__module__.partition(".")[0] in _WITHOUT_LLM or isinstance(value, (type, *_SEALED)):
+        return False
+    return type(getattr(value, "__dict__", None)) is dict and not _is_component(value)
 
 
-def _held(function: Any) -> Iterator[Any]:
+def _is_wrapper(value: Any) -> bool:
+    return isinstance(value, functools.partial) or str(getattr(value, "__module__", "")).startswith(_LIBRARY)
+
+
+def _held(value: Any) -> Iterator[Any]:
+    """What a function or an object has at hand; lists and dicts in it by their items."""
+    for held in _at_hand(value):
+        if type(held) in _CONTAINERS:
+            yield from islice(held.values() if type(held) is dict else held, MOST_ITEMS)
+        else:
+            yield held
+
+
+def _at_hand(function: Any) -> Iterator[Any]:
     if isinstance(function, functools.partial):
         yield from (function.func, *function.args, *function.keywords.values())
+        return
+    if isinstance(function, types.MethodType):
+        yield from (function.__self__, function.__func__)
+        return
+    if not isinstance(function, types.FunctionType):
+        yield from list(vars(function).values())
         return
     for cell in function.__closure__ or ():
         try:
@@ -222,8 +287,7 @@ def _parts(holder: Any) -> Iterator[Any]:
 
 
 def _may_hold_llm(item: Any) -> bool:
-    functions = (types.FunctionType, types.MethodType, functools.partial)
-    return type(item) in _CONTAINERS or isinstance(item, functions) or _is_component(item)
+    return type(item) in _CONTAINERS or isinstance(item, types.MethodType) or _is_component(item) or _is_opaque(item)
 
 
 def _fields(value: Any) -> list[dict[str, Any]]:
@@ -238,4 +302,4 @@ def _is_component(value: Any) -> bool:
     return any(cls.__module__.startswith(_LIBRARY) for cls in type(value).__mro__)
 
 
-__all__ = ["Wiring", "refers_to_llm", "twin"]
+__all__ = ["Wiring", "twin", "user_of_llm"]

@@ -178,7 +178,7 @@ class Deadline(NamedTuple):
         """The error of a call that comes too late, or would."""
         return BrixTimeoutError(
             f"{self.option}={self.seconds:g} s is over, or would be before this call could be made; raise it"
-            + (", or begin a new session" if self.kind == "total" else ""),
+            + (", or begin a new session or run" if self.kind == "total" else ""),
             kind=self.kind,
             limit=self.seconds,
             elapsed=now - self.at + self.seconds,

@@ -9,6 +9,7 @@ import operator
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Annotated, Any, TypedDict
 from uuid import uuid4
 
@@ -67,6 +68,12 @@ OSLO = ToolCalls([("weather", {"city": "Oslo"})])
 def weather(city: str) -> str:
     """The weather in a city."""
     return f"Sunny in {city}"
+
+
+@pytest.fixture
+def chat(chat: Make) -> Make:
+    """Models that send one request a call: where guards are callbacks, others are refused under a budget."""
+    return partial(chat, max_retries=0)
 
 
 @pytest.fixture
@@ -229,7 +236,7 @@ async def test_usage_that_comes_in_parts_is_added_up(
     make: Make, claude: Make, server: DemoServer, store: AuditedStore
 ) -> None:
     handler = make(max_cost_usd=1.0, prices={"claude-haiku-4-5": RATES})
-    model = claude(callbacks=[handler])
+    model = claude(callbacks=[handler], max_retries=0)
     model.invoke(PROMPT)
     list(model.stream(PROMPT))
     await drain(model.astream(PROMPT))

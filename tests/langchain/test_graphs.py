@@ -9,6 +9,7 @@ import pickle
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import Annotated, Any, TypedDict
 
 import pytest
@@ -47,6 +48,12 @@ ALL: dict[str, Any] = {
     "tool_loop_detection": True,
 }
 ASKED: dict[str, Any] = {"messages": [HumanMessage("Hello")]}
+
+
+@pytest.fixture
+def chat(chat: Make) -> Make:
+    """Models that send one request a call: where guards are callbacks, others are refused under a budget."""
+    return partial(chat, max_retries=0)
 
 
 def talking(model: Any, checkpointer: Any = None) -> CompiledStateGraph[Any, Any, Any, Any]:

@@ -187,7 +187,7 @@ class TestAgents:
     @pytest.mark.parametrize("way", ["invoke", "ainvoke"])
     def test_nor_over_those_of_the_callback_handler(self, chat: Make, server: DemoServer, way: str) -> None:
         handler = BrixCallbackHandler(max_cost_usd=1e-9, prices={MODEL: RATES})
-        agent = create_agent(chat(max_tokens=10), middleware=[ModelFallbackMiddleware(SPARE)])
+        agent = create_agent(chat(max_tokens=10, max_retries=0), middleware=[ModelFallbackMiddleware(SPARE)])
         with pytest.raises(BrixBudgetError):
             WAYS[way]((RunnableLambda(lambda _: ASKED) | agent).with_config(callbacks=[handler]))
         assert [trace["outcome"] for trace in handler.get_traces()] == ["refused"]

@@ -117,7 +117,7 @@ class TestFunctionalGraphs:
     async def test_each_call_is_charged_and_a_resumed_run_keeps_its_spend(
         self, way: str, chat: Make, server: DemoServer
     ) -> None:
-        flow = guarded(functional(chat(), checkpointer=InMemorySaver()), **PRICED, max_retries=1, per_call_timeout=20.0)
+        flow = guarded(functional(chat(max_retries=0), checkpointer=InMemorySaver()), **PRICED, max_retries=1, per_call_timeout=20.0)
         values: list[Any] = ["Who?", Command(resume="Yes.")]
         for value in values:
             if way == "invoke":
@@ -133,7 +133,7 @@ class TestFunctionalGraphs:
         assert {trace["session_id"] for trace in flow.inside.get_traces()} == {"ann"}
 
     def test_a_call_that_does_not_fit_never_leaves(self, chat: Make, server: DemoServer) -> None:
-        flow = guarded(functional(chat(), checkpointer=InMemorySaver()), **{**PRICED, "max_cost_usd": 1e-9})
+        flow = guarded(functional(chat(max_retries=0), checkpointer=InMemorySaver()), **{**PRICED, "max_cost_usd": 1e-9})
         with pytest.raises(BrixBudgetError):
             flow.invoke("Who?", THREAD)
         assert server.stats.requests == 0
@@ -302,6 +302,6 @@ def test_very_large_limits_hold(kind: str, chat: Make, server: DemoServer) -> No
         "requests_per_minute": 1e12,
         "trace_buffer_size": 10**6,
     }
-    target = guarded(KINDS[kind][1](chat()), **options)
+    target = guarded(KINDS[kind][1](chat(max_retries=0)), **options)
     target.invoke({"input": "Hi"} if kind == "chain" else {"messages": [HumanMessage("Hi")]}, THREAD)
     assert_charged(target, server, 1)

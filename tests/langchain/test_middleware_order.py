@@ -51,6 +51,7 @@ def guards(**options: Any) -> BrixMiddleware:
 
 async def run(agent: Any, way: str) -> Any:
     """The state in which a run ends."""
+    agent = agent.with_config(recursion_limit=60)
     return agent.invoke(QUESTION) if way == "invoke" else await agent.ainvoke(QUESTION)
 
 
@@ -75,7 +76,7 @@ class Chooses(AgentMiddleware[Any, Any]):
         if self._how == "replace":
             return replace(request, model=self._model)
         if self._how == "set":
-            with pytest.warns(DeprecationWarning):
+            with pytest.warns(DeprecationWarning, match="override"):
                 request.model = self._model
             return request
         return ModelRequest(
@@ -209,8 +210,8 @@ class TestAnswersThatDoNotFit:
     async def test_the_same_answer_again_is_no_loop(
         self, way: str, wanted: Any, chat: Make, server: DemoServer
     ) -> None:
-        middleware = guards(max_schema_retries=5)
-        model = chat(model="gpt-4o", profile={"structured_output": False})
+        middleware = guards(max_schema_retries=5, prices={"gpt-3.5-turbo": RATES})
+        model = chat(model="gpt-3.5-turbo")  # has no way of its own to keep a schema
         agent = create_agent(model, [search], response_format=wanted, middleware=[middleware])
         server.default = ToolCalls([("Answer", {"author": 1})])
         with pytest.raises(BrixSchemaError, match=r"6 answer\(s\): max_schema_retries=5") as caught:
@@ -219,12 +220,23 @@ class TestAnswersThatDoNotFit:
         assert not any("circles" in str(record.body["messages"]) for record in server.requests)
         assert_all_counted(middleware, server, 6)
 
+    async def test_calls_of_a_tool_that_was_not_offered_are_a_loop(
+        self, way: str, chat: Make, server: DemoServer
+    ) -> None:
+        middleware = guards(max_schema_retries=5, on_loop="raise")
+        agent = create_agent(chat(model="gpt-4o"), [search], response_format=Answer, middleware=[middleware])
+        server.default = ToolCalls([("Answer", {"author": "Austen"})])
+        with pytest.raises(BrixLoopError):
+            await run(agent, way)
+        assert [tool["function"]["name"] for tool in server.requests[0].body["tools"]] == ["search"]
+        assert_all_counted(middleware, server, 3)
+
     async def test_steps_between_them_are_a_loop_all_the_same(self, way: str, chat: Make, server: DemoServer) -> None:
         middleware = guards(max_schema_retries=5, on_loop="raise")
         agent = create_agent(chat(), [search], response_format=ToolStrategy(Answer), middleware=[middleware])
         wrong = ToolCalls([("Answer", {"author": 1})])
         server.script(SEARCH, wrong, SEARCH, wrong, SEARCH, wrong)
-        with pytest.raises(BrixLoopError, match="search.* 3 times"):
+        with pytest.raises(BrixLoopError, match=r"search.* 3 times"):
             await run(agent, way)
         assert_all_counted(middleware, server, 5)
 

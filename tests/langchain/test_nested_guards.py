@@ -86,7 +86,7 @@ def test_a_string_llm_in_a_guarded_chain() -> None:
 
 
 def test_a_chain_that_calls_itself(chat: Make, server: DemoServer) -> None:
-    store, model = MemoryStore(), chat()
+    store, model = MemoryStore(), chat(max_retries=0)
 
     def down(number: int) -> Any:
         return chain.invoke(number - 1) if number else model.invoke("Hi").text

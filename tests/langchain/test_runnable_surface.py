@@ -282,7 +282,7 @@ class TestLeftInTheMiddle:
         """LangChain by itself has its parsers read the rest: 500 words, and a second and a half."""
         server.default = Reply("word " * 500, chunk_delay=0.003)
         store, options = MemoryStore(), {**PRICED, **limits}
-        model = guard(chat(), **options, store=store) if inside == "guarded" else chat()
+        model = guard(chat(), **options, store=store) if inside == "guarded" else chat(max_retries=0)
         target: Any = guard(talking(model) if inside == "graph" else pipe(model), **options, store=store)
         asked: Any = {"messages": [HumanMessage("Hi")]} if inside == "graph" else INPUT
         modes = {"stream_mode": "messages"} if inside == "graph" else {}
@@ -365,7 +365,8 @@ def talking(model: BaseChatModel) -> Any:
 @pytest.mark.parametrize("kind", ["chain", "graph"])
 async def test_in_an_outer_graph_its_tokens_are_streamed(kind: str, way: str, chat: Make, server: DemoServer) -> None:
     """LangGraph streams what models inside say, through the time limits and threads of the guards."""
-    inner = guarded(talking(chat()) if kind == "graph" else chat() | (lambda said: {"messages": [said]}), **ALL)
+    model = chat(max_retries=0)
+    inner = guarded(talking(model) if kind == "graph" else model | (lambda said: {"messages": [said]}), **ALL)
     builder = StateGraph(MessagesState)
     builder.add_node("inner", inner if kind == "graph" else RunnableLambda(lambda state: state["messages"]) | inner)
     builder.add_edge(START, "inner")

@@ -133,7 +133,8 @@ class TestWrapped:
 
     async def test_so_does_an_agent_of_langgraph(self, way: str, chat: Make, server: DemoServer) -> None:
         server.default = AGAIN
-        wrapped = guard(create_agent(chat(), [order_status]), tool_loop_detection=True, **BUDGET, store=MemoryStore())
+        agent = create_agent(chat(max_retries=0), [order_status])
+        wrapped = guard(agent, tool_loop_detection=True, **BUDGET, store=MemoryStore())
         with pytest.raises(BrixLoopError):
             await self.run(wrapped, way, {"messages": [HumanMessage("Where is order 8?")]})
         assert server.wait_until_idle()

@@ -111,6 +111,7 @@ class RetrievalGate:
                     for document in admit.documents
                 ],
             }
+            admit.entry = entry
             with self._lock:
                 self._entries.append(entry)
 
@@ -130,6 +131,7 @@ class _Admission:
 
     def __init__(self, min_score: float, on_low: OnLow) -> None:
         self.documents: Sequence[RetrievedDocument] = ()
+        self.entry: dict[str, Any] | None = None  # once it has ended
         self._min_score = min_score
         self._on_low = on_low
 
