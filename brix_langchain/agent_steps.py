@@ -53,7 +53,7 @@ def taken(run: Run, answers: Collection[str] = ()) -> Taken:
         run: The run.
         answers: Tools whose calls are answers that did not fit: bounded by themselves (`rejected`), they are no steps.
     """
-    batches = ([call for call in record["calls"] if not _is_answer(call, answers)] for record in run["steps"])
+    batches = ([call for call in record["calls"] if call[0] not in answers] for record in run["steps"])
     return Taken(run["id"], tuple(Step.of((name, given, result) for name, given, result in batch)
                                   for batch in batches if batch))  # fmt: skip
 
@@ -67,14 +67,6 @@ def rejected(records: Iterable[Record], names: Collection[str | None]) -> list[t
             text = "\n".join(given for _, given, _ in calls)
             attempts.append((calls[0][0], SchemaAttempt(text, (("$", calls[-1][2]),), "tool_call")))
     return attempts
-
-
-def _is_answer(call: Sequence[str], answers: Collection[str]) -> bool:
-    """Whether it is an answer, and no call of a tool that is not there: where a provider has its own way to keep a
-    schema, LangChain offers no such tool, and nothing bounds calls of it.
-    """
-    name, _, result = call
-    return name in answers and not result.startswith(f"Error: {name} is not a valid tool")
 
 
 def _done(messages: Sequence[BaseMessage], known: Collection[str], limit: int) -> list[Record]:

@@ -91,7 +91,7 @@ def _not_taken(target: Any) -> str:
     if isinstance(target, Workflow):
         return f"{taken}, and not the workflow {kind}; guard the LLMs that its steps use"
     if isinstance(target, type):
-        return f"{taken}; {target.__name__} is a class, give an instance of it"
+        return f"{taken}, got the class {target.__name__}; give an instance of it"
     shown = repr(target)
     return f"{taken}, got a {kind}" + (f": {shown}" if len(shown) <= MAX_SHOWN else "")
 

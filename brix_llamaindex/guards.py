@@ -12,7 +12,7 @@ from brix_core.session import Session, current_session_id
 from brix_llamaindex.answers import fitted, is_parsed, last_chunk
 from brix_llamaindex.endpoint import LLMEndpoint
 from brix_llamaindex.events import announced
-from brix_llamaindex.limits import RunLimit, current_limit
+from brix_llamaindex.limits import RunLimit, current_limit, nearer
 from brix_llamaindex.tool_runs import model_asked
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class Guards:
             request = self.pipeline.request(
                 self.endpoint, messages, params, stream=True, session_id=session_id, schema=schema or self._schema
             )
-            return self._begun(request, limit)
+            return self._begun(request, nearer(limit, current_limit()))
 
         return begin
 

@@ -52,6 +52,13 @@ def current_limit() -> RunLimit | None:
     return _current.get()
 
 
+def nearer(one: RunLimit | None, other: RunLimit | None) -> RunLimit | None:
+    """The limit that comes first; None is none."""
+    if one is None or other is None:
+        return other if one is None else one
+    return other if other.left < one.left else one
+
+
 @contextmanager
 def run_limit(seconds: float | None, clock: Clock) -> Iterator[RunLimit | None]:
     """A run within its time; a run within another one has at most the time left to that.
@@ -70,9 +77,7 @@ def run_limit(seconds: float | None, clock: Clock) -> Iterator[RunLimit | None]:
     if seconds is None:
         yield around
         return
-    limit = RunLimit(Deadline(clock.now() + seconds, seconds), clock)
-    if around is not None and around.left < limit.left:
-        limit = around
+    limit = nearer(RunLimit(Deadline(clock.now() + seconds, seconds), clock), around)
     token = _current.set(limit)
     try:
         yield limit
@@ -141,10 +146,7 @@ class RunScope(NamedTuple):
 
     @contextmanager
     def _entered(self) -> Iterator[None]:
-        around, limit = _current.get(), self.limit
-        if limit is None or (around is not None and around.left < limit.left):
-            limit = around
-        token = _current.set(limit)
+        token = _current.set(nearer(self.limit, current_limit()))
         try:
             with session(self.session_id):
                 yield
@@ -175,4 +177,4 @@ async def within(limit: RunLimit | None) -> AsyncIterator[None]:
         raise
 
 
-__all__ = ["RunLimit", "RunScope", "current_limit", "run_limit", "within"]
+__all__ = ["RunLimit", "RunScope", "current_limit", "nearer", "run_limit", "within"]

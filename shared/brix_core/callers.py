@@ -37,8 +37,10 @@ def caller() -> Caller:
     There is none in a worker thread of a framework, for example.
 
     Example:
-        >>> caller().module == __name__
-        True
+        >>> namespace = {"__name__": "my_app", "caller": caller}
+        >>> exec(compile("where = caller()", "my_app.py", "exec"), namespace)
+        >>> namespace["where"]
+        Caller(filename='my_app.py', line=1, module='my_app')
     """
     here = sys._getframe(1)
     frame: FrameType | None = here

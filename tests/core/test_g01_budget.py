@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -553,6 +554,7 @@ def test_a_model_without_a_price_goes_through_with_one_warning_under_warn(mode: 
     assert len(endpoint.sent) == 3
     assert ["nobody-knows-it" in str(w.message) for w in caught] == [True, False]
     assert "nor-this" in str(caught[1].message)
+    assert all(w.filename.startswith(str(Path(__file__).parents[1])) for w in caught)
 
 
 @every_mode
@@ -594,6 +596,8 @@ def test_a_session_is_warned_once_when_its_budget_is_nearly_used_up(mode: Mode) 
         mode.each(driver, [call] * 4)
     assert len(caught) == 1
     assert "$0.050000 of max_cost_usd=0.1" in str(caught[0].message)
+    assert caught[0].filename.startswith(str(Path(__file__).parents[1]))  # and not in the guard itself
+    assert caught[0].lineno > 1
     with pytest.warns(BrixBudgetWarning) as caught:
         mode.each(driver, [{**call, "session": "another"}] * 8)
     assert ["another" in str(w.message) for w in caught] == [True]

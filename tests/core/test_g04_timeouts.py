@@ -395,7 +395,7 @@ def test_what_is_left_of_the_total_time_bounds_the_last_call() -> None:
     results = Mode("async").each(driver, [{}, {}])
     assert results[0] == "one two three"
     assert isinstance(results[1], BrixTimeoutError)
-    assert (results[1].kind, results[1].limit) == ("total", pytest.approx(3.0))
+    assert (results[1].kind, results[1].limit) == ("total", 10.0)  # the option, of which 3 s were left
     assert clock.now() == pytest.approx(1_010.0)
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import pickle
+import typing
 from datetime import date
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NotRequired, Required
 
 import pydantic
 import pytest
 from pydantic import BaseModel, ConfigDict, Field, RootModel
-from typing_extensions import TypedDict
+from typing_extensions import ReadOnly, TypedDict
 
 from brix_core.errors import BrixConfigurationError
 from brix_core.structured.response_schema import (
@@ -338,3 +339,81 @@ def test_problems_that_are_not_named_are_counted() -> None:
 def test_two_values_side_by_side_are_not_called_cut_off_alone() -> None:
     with pytest.raises(SchemaMismatch, match="several stand side by side"):
         ResponseSchema.of(Open).read('{"note": "a"} {"note": "b"}')
+
+
+class Geo(typing.TypedDict, total=False):
+    """Where it is."""
+
+    lat: Required[float]
+    lon: float
+
+
+class Station(typing.TypedDict):
+    name: Annotated[str, Field(min_length=1)]
+    kind: NotRequired[Literal["bus", "tram"]]
+    at: Geo | None
+    next: NotRequired[list[Station]]
+    by_line: NotRequired[dict[str, tuple[Geo, ...]]]
+
+
+class Terminus(Station, total=False):
+    since: ReadOnly[int]
+
+
+class Line(TypedDict):
+    end: Terminus
+
+
+class TestTypedDictsOfTheStandardLibrary:
+    """Here, every annotation is a string, which is where the standard library's ``__required_keys__`` go wrong."""
+
+    @pytest.mark.parametrize(
+        ("source", "value"),
+        [
+            (Geo, {"lat": 1.5}),
+            (Station, {"name": "A", "at": None}),
+            (Station, {"name": "A", "at": {"lat": 1.0, "lon": 2.0}, "next": [{"name": "B", "at": None}]}),
+            (Terminus, {"name": "A", "at": None, "by_line": {"1": [{"lat": 1.0}]}}),
+            (Line, {"end": {"name": "A", "at": None, "since": 1900}}),
+        ],
+    )
+    def test_an_answer_becomes_a_dict(self, source: Any, value: Any) -> None:
+        schema = ResponseSchema.of(source)
+        read = schema.read(json.dumps(value))
+        assert json.loads(json.dumps(read)) == value
+        assert schema.is_instance(value)
+
+    @pytest.mark.parametrize(
+        ("source", "value", "path"),
+        [
+            (Geo, {"lon": 1.0}, "$.lat"),
+            (Station, {"at": None}, "$.name"),
+            (Station, {"name": "", "at": None}, "$.name"),
+            (Station, {"name": "A", "at": None, "kind": "boat"}, "$.kind"),
+            (Station, {"name": "A", "at": {"lon": 1.0}}, "$.at.lat"),
+            (Terminus, {"name": "A", "at": None, "next": [{"name": "B"}]}, "$.next[0].at"),
+            (Line, {"end": {"name": "A", "at": None, "since": "then"}}, "$.end.since"),
+        ],
+    )
+    def test_what_does_not_fit_is_refused_where_it_does_not(self, source: Any, value: Any, path: str) -> None:
+        with pytest.raises(SchemaMismatch) as caught:
+            ResponseSchema.of(source).read(json.dumps(value))
+        assert [problem.path for problem in caught.value.problems] == [path]
+
+    def test_its_name_and_description_are_kept(self) -> None:
+        schema = ResponseSchema.of(Geo)
+        assert (schema.name, schema.json_schema["description"]) == ("Geo", "Where it is.")
+        assert schema.source is Geo
+
+    def test_an_annotation_that_names_nothing_is_told(self) -> None:
+        class Lost(typing.TypedDict):
+            place: Nowhere  # type: ignore[name-defined] # noqa: F821
+
+        with pytest.raises(BrixConfigurationError, match=r"Lost.*Nowhere"):
+            ResponseSchema.of(Lost)
+
+
+def test_what_is_no_schema_is_shown_shortly() -> None:
+    with pytest.raises(BrixConfigurationError) as caught:
+        ResponseSchema.of("x" * 5_000)
+    assert len(str(caught.value)) < 400

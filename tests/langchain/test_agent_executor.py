@@ -423,3 +423,23 @@ class TestConfiguration:
             guard_agent_executor(executor(chat()), response_schema={"type": "object"})
         with pytest.raises(BrixConfigurationError, match="exact_loop_detection is about single answers"):
             guard_agent_executor(executor(chat()), exact_loop_detection=True)
+
+
+@pytest.mark.parametrize("way", ["invoke", "ainvoke"])
+class TestWhatItTells:
+    async def test_of_its_session_and_guards(self, way: str, chat: Make, server: DemoServer) -> None:
+        agent = guard_agent_executor(executor(chat()), store=MemoryStore(), max_retries=1, **BUDGET)
+        assert {"loop", "budget", "retry"} <= set(agent.guards)
+        with brix_core.session("s"):
+            await run(agent, way)
+            assert agent.context.session_id == "s"
+            assert agent.context.session_cost_usd == agent.get_traces("s")[0]["cost_usd"] > 0
+
+    async def test_where_no_option_is_about_its_model(self, way: str, chat: Make, server: DemoServer) -> None:
+        agent = guard_agent_executor(executor(chat()))
+        assert agent.guards == ("loop",)
+        assert guard_agent_executor(executor(chat()), tool_loop_detection=False).guards == ()
+        with brix_core.session("s"):
+            await run(agent, way)
+            assert agent.context.session_id == "s"
+        assert agent.get_traces() == []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -318,3 +320,13 @@ async def test_clearing_forgets_answers_and_counts() -> None:
     answers.append(model.invoke("Hi").content)
     assert answers == ["Paris", "Lyon", "Nice"]
     assert cache.get_stats() == {"hits": 0, "misses": 1, "hit_rate": "0.00%"}
+
+
+def test_copies_share_what_is_kept_and_none_is_pickled() -> None:
+    cache = BrixCache()
+    copies = copy.copy(cache), copy.deepcopy(FakeListChatModel(responses=["Paris", "Lyon"], cache=cache)).cache
+    for twin in copies:
+        assert FakeListChatModel(responses=["Paris"], cache=twin).invoke("Capital?").content == "Paris"
+    assert cache.get_stats()["hits"] == 1
+    with pytest.raises(BrixConfigurationError, match=r"BrixCache cannot be pickled.*on the other side"):
+        pickle.dumps(cache)

@@ -117,7 +117,12 @@ class TestFunctionalGraphs:
     async def test_each_call_is_charged_and_a_resumed_run_keeps_its_spend(
         self, way: str, chat: Make, server: DemoServer
     ) -> None:
-        flow = guarded(functional(chat(max_retries=0), checkpointer=InMemorySaver()), **PRICED, max_retries=1, per_call_timeout=20.0)
+        flow = guarded(
+            functional(chat(max_retries=0), checkpointer=InMemorySaver()),
+            **PRICED,
+            max_retries=1,
+            per_call_timeout=20.0,
+        )
         values: list[Any] = ["Who?", Command(resume="Yes.")]
         for value in values:
             if way == "invoke":
@@ -133,7 +138,9 @@ class TestFunctionalGraphs:
         assert {trace["session_id"] for trace in flow.inside.get_traces()} == {"ann"}
 
     def test_a_call_that_does_not_fit_never_leaves(self, chat: Make, server: DemoServer) -> None:
-        flow = guarded(functional(chat(max_retries=0), checkpointer=InMemorySaver()), **{**PRICED, "max_cost_usd": 1e-9})
+        flow = guarded(
+            functional(chat(max_retries=0), checkpointer=InMemorySaver()), **{**PRICED, "max_cost_usd": 1e-9}
+        )
         with pytest.raises(BrixBudgetError):
             flow.invoke("Who?", THREAD)
         assert server.stats.requests == 0

@@ -16,13 +16,12 @@ from langchain.agents.middleware import (
     ModelRequest,
     ModelResponse,
     ModelRetryMiddleware,
-    ToolCallLimitMiddleware,
 )
 from langchain.agents.structured_output import AutoStrategy, ToolStrategy
 from langchain_core.tools import tool
 from pydantic import BaseModel
 
-from brix_core import BrixBudgetError, BrixConfigurationError, BrixLoopError, BrixSchemaError, MemoryStore
+from brix_core import BrixBudgetError, BrixConfigurationError, BrixLoopError, BrixSchemaError, MemoryStore, session
 from brix_core.demo import DemoServer, JsonReply, Reply, ServerError, ToolCalls
 from brix_langchain import BrixMiddleware, guard
 from tests.langchain.conftest import Make
@@ -60,7 +59,7 @@ def assert_all_counted(middleware: BrixMiddleware, server: DemoServer, requests:
     assert sum(len(trace["attempts"]) for trace in middleware.get_traces()) == server.stats.requests == requests
     stats = server.stats
     owed = stats.prompt_tokens * RATES[0] + stats.completion_tokens * RATES[1]
-    assert sum(trace["cost_usd"] for trace in middleware.get_traces()) == pytest.approx(owed, rel=1e-6)
+    assert sum(trace["cost_usd"] or 0.0 for trace in middleware.get_traces()) == pytest.approx(owed, rel=1e-6)
 
 
 class Chooses(AgentMiddleware[Any, Any]):
@@ -220,17 +219,6 @@ class TestAnswersThatDoNotFit:
         assert not any("circles" in str(record.body["messages"]) for record in server.requests)
         assert_all_counted(middleware, server, 6)
 
-    async def test_calls_of_a_tool_that_was_not_offered_are_a_loop(
-        self, way: str, chat: Make, server: DemoServer
-    ) -> None:
-        middleware = guards(max_schema_retries=5, on_loop="raise")
-        agent = create_agent(chat(model="gpt-4o"), [search], response_format=Answer, middleware=[middleware])
-        server.default = ToolCalls([("Answer", {"author": "Austen"})])
-        with pytest.raises(BrixLoopError):
-            await run(agent, way)
-        assert [tool["function"]["name"] for tool in server.requests[0].body["tools"]] == ["search"]
-        assert_all_counted(middleware, server, 3)
-
     async def test_steps_between_them_are_a_loop_all_the_same(self, way: str, chat: Make, server: DemoServer) -> None:
         middleware = guards(max_schema_retries=5, on_loop="raise")
         agent = create_agent(chat(), [search], response_format=ToolStrategy(Answer), middleware=[middleware])
@@ -258,14 +246,16 @@ class TestNamesOfTools:
         self, way: str, chat: Make, server: DemoServer, caplog: pytest.LogCaptureFixture
     ) -> None:
         middleware = guards(max_tool_calls={"serch": 1, "search": 3, "zzz": 2})
-        agent = create_agent(chat(), [search, {"type": "web_search"}], middleware=[middleware])
+        agent = create_agent(
+            chat(), [search, {"type": "function", "function": {"name": "zap"}}], middleware=[middleware]
+        )
         server.script(SEARCH, Reply("Nobody."), Reply("Nobody."))
         with caplog.at_level(logging.WARNING, "brix_langchain"):
             await run(agent, way)
             await run(agent, way)
         assert [record.getMessage() for record in caplog.records] == [
-            "max_tool_calls limits 'serch', which is none of the agent's tools (search); did you mean 'search'?",
-            "max_tool_calls limits 'zzz', which is none of the agent's tools (search)",
+            "max_tool_calls limits 'serch', which is none of the agent's tools (search, zap); did you mean 'search'?",
+            "max_tool_calls limits 'zzz', which is none of the agent's tools (search, zap)",
         ]
 
     async def test_a_tool_that_comes_later_is_limited(
@@ -307,17 +297,17 @@ class TestCopies:
     async def test_a_copy_shares_all_counts(self, chat: Make, server: DemoServer) -> None:
         middleware = guards(max_cost_usd=1e-4, budget_clamp_output=False)
         server.default = Reply("word " * 90)
-        for each in (middleware, copy.copy(middleware)):
-            await run(create_agent(chat(max_tokens=100), [], middleware=[each, ToolCallLimitMiddleware()]), "invoke")
-            if each is middleware:
-                spent = middleware.get_traces()[0]["session_id"]
-        again = copy.deepcopy({"middleware": [middleware]})["middleware"][0]
-        assert again is not middleware
-        assert [trace["session_id"] for trace in again.get_traces()][-1] == spent
-        assert len(again.get_traces()) == len(middleware.get_traces()) == server.stats.requests == 2
+        with session("one"):
+            await run(create_agent(chat(max_tokens=100), [], middleware=[middleware]), "invoke")
+            for twin in (copy.copy(middleware), copy.deepcopy({"middleware": [middleware]})["middleware"][0]):
+                assert twin is not middleware
+                with pytest.raises(BrixBudgetError):  # the money is spent
+                    await run(create_agent(chat(max_tokens=100), [], middleware=[twin]), "invoke")
+        assert len(middleware.get_traces()) == 3
+        assert server.stats.requests == 1
 
     def test_it_is_not_pickled(self) -> None:
-        with pytest.raises(BrixConfigurationError, match=r"BrixMiddleware cannot be pickled.*shared|both sides"):
+        with pytest.raises(BrixConfigurationError, match=r"BrixMiddleware cannot be pickled.*both sides"):
             pickle.dumps(guards())
 
 

@@ -109,12 +109,17 @@ def test_the_fallbacks_of_a_guarded_chain_do_not_retry_either(chat: Make, server
 
 def test_one_model_in_two_places_stays_one_and_what_needs_no_copy_is_none(chat: Make) -> None:
     model, quiet = chat(), chat(max_retries=0)
-    first, second = chain_without_own_retries(RunnableParallel(a=PROMPT | model, b=PROMPT | model)).steps__.values()
-    assert first.last is second.last is not model
-    assert isinstance(first.last, ChatOpenAI)
-    assert first.last.max_retries == 0
+    chain = chain_without_own_retries(RunnableParallel(a=PROMPT | model, b=PROMPT | model))
+    first, second = map(_model_of, chain.steps__.values())
+    assert first is second is not model
+    assert isinstance(first, ChatOpenAI)
+    assert first.max_retries == 0
     guarded = PROMPT | guard(quiet, store=MemoryStore())
     assert chain_without_own_retries(guarded) is guarded
+
+
+def _model_of(chain: Any) -> Any:
+    return chain.steps[-1]
 
 
 def test_retries_that_were_asked_for_are_missed_aloud(chat: Make, caplog: pytest.LogCaptureFixture) -> None:

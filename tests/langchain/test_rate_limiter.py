@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import math
+import pickle
 import threading
 import time
 from collections.abc import Sequence
@@ -285,3 +287,11 @@ async def test_a_request_that_is_cancelled_in_line_is_never_sent(chat: Make, ser
     assert [type(outcome) for outcome in outcomes] == [asyncio.CancelledError] * 3
     assert limit._lines._lines == {}
     assert server.stats.requests == 1
+
+
+def test_copies_share_the_rate_and_none_is_pickled() -> None:
+    limiter = BrixRateLimiter(60, burst_capacity=2)
+    taken = [each.acquire(blocking=False) for each in (limiter, copy.copy(limiter), copy.deepcopy(limiter))]
+    assert taken == [True, True, False]
+    with pytest.raises(BrixConfigurationError, match=r"BrixRateLimiter cannot be pickled.*the same name and a store"):
+        pickle.dumps(limiter)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, Generic, TypeVar
+from typing import Annotated, Any, Final, Generic, Required, TypeVar
 from uuid import UUID
 
 import pytest
@@ -806,3 +807,54 @@ async def test_calls_are_not_kept(chat: Make, server: DemoServer) -> None:
     kept = [one for one in gc.get_objects() if isinstance(one, Asked)]
     assert kept
     assert sum(len(one.calls or ()) for one in kept) == 0
+
+
+class Stop(typing.TypedDict, total=False):
+    name: Required[str]
+    lines: int
+
+
+@pytest.mark.parametrize("way", ["invoke", "ainvoke", "stream"])
+async def test_a_typed_dict_of_the_standard_library(chat: Make, server: DemoServer, way: str) -> None:
+    server.script(Reply('{"lines": 3}'), Reply('{"name": "Oslo S"}'))
+    model: Any = guard(chat(), response_schema=Stop, stream_mode="validated", store=MemoryStore())
+    assert await last(model, way) == {"name": "Oslo S"}
+    assert attempts(model) == server.stats.requests == 2
+    server.script(Reply('{"name": "Oslo S"}'))
+    assert await last(guard(chat()).with_structured_output(Stop), way) == {"name": "Oslo S"}
+
+
+@pytest.mark.parametrize("make", ["chat", "claude"])
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {},
+        {"title": "C", "type": "object"},
+        {"$ref": "#/$defs/C", "$defs": {"C": {"type": "object", "additionalProperties": {"type": "integer"}}}},
+    ],
+)
+@pytest.mark.parametrize("by_option", [True, False])
+@pytest.mark.parametrize("way", ["invoke", "ainvoke"])
+async def test_a_schema_without_properties_asks_for_any_object(
+    make: str, schema: Any, by_option: bool, way: str, chat: Make, claude: Make, server: DemoServer
+) -> None:
+    bare = chat() if make == "chat" else claude()
+    guarded = guard(bare, store=MemoryStore())
+    model: Any = guard(bare, response_schema=schema) if by_option else guarded.with_structured_output(schema)
+    name = schema.get("title", "response")
+    server.default = ToolCalls([(name, {"a": 1})]) if make == "claude" else Reply('{"a": 1}')
+    assert await last(model, way) == {"a": 1}
+    assert attempts(model) == server.stats.requests == 1
+
+
+async def test_a_schema_of_alternatives_is_asked_for_in_the_prompt(chat: Make, server: DemoServer) -> None:
+    model: Any = guard(chat(), response_schema={"title": "Id", "anyOf": [{"type": "string"}, {"type": "integer"}]})
+    server.default = Reply("7")
+    assert await last(model, "ainvoke") == 7
+    assert INSTRUCTIONS_HEADING in str(server.requests[0].body["messages"])
+
+
+@pytest.mark.parametrize("schema", [{"toolSpec": {"a": 1}}, {"toolSpec": {"name": "a", "inputSchema": 1}}])
+def test_a_format_that_lacks_its_schema_is_named(chat: Make, schema: Any) -> None:
+    with pytest.raises(BrixConfigurationError, match="toolSpec"):
+        guard(chat()).with_structured_output(schema)

@@ -19,7 +19,7 @@ from llama_index.core.tools import QueryEngineTool
 
 import brix_core
 from brix_core import BrixTimeoutError
-from brix_core.demo import DemoServer, JsonReply, Reply, StalledStream
+from brix_core.demo import DemoServer, Reply, StalledStream, ToolCalls
 from brix_llamaindex import GuardedQueryEngine, guard
 from brix_llamaindex.limits import run_limit
 from tests.llamaindex.conftest import MODEL, Make
@@ -178,8 +178,8 @@ async def test_a_chat_engine_around_a_streaming_query_engine_belongs_to_the_sess
 async def test_a_structured_llm_streams_for_the_session_that_asked(
     openai_like: Make, server: DemoServer, how: str
 ) -> None:
-    server.default = JsonReply(OSLO.model_dump())
-    llm = guard(openai_like(is_function_calling_model=False), max_cost_usd=1.0, prices=PRICES)
+    server.default = ToolCalls([("City", OSLO.model_dump())])
+    llm = guard(openai_like(), max_cost_usd=1.0, prices=PRICES)
     structured = llm.as_structured_llm(City)
     assert isinstance(structured, StructuredLLM)
     asked = [ChatMessage("Describe Oslo")]

@@ -211,7 +211,7 @@ def test_guarding_twice_is_refused() -> None:
 
 @pytest.mark.parametrize("wrong", ["gpt-4o", None, 3, MockLLM, ChatMessage("Hello"), MockEmbedding(embed_dim=2)])
 def test_what_is_no_llm_is_refused_with_what_is_accepted(wrong: Any) -> None:
-    with pytest.raises(BrixConfigurationError, match=r"takes a LlamaIndex LLM .*got"):
+    with pytest.raises(BrixConfigurationError, match=r"takes a LlamaIndex LLM, .*got"):
         guard(wrong)
     with pytest.raises(BrixConfigurationError, match="fallbacks"):
         guard(MockLLM(), fallbacks=[wrong])
