@@ -31,9 +31,8 @@ LOWEST_WITHOUT := (llamaindex and (text or completion) and structured_output and
 
 PACKAGES := shared/brix_core brix_langchain brix_llamaindex
 SOURCES := $(PACKAGES) $(wildcard tests benchmarks notebooks)
-# 0 runs in one process: the suite lives on a virtual clock, and two workers would import both
-# frameworks twice. `make test WORKERS=2` splits it.
-WORKERS ?= 0
+# Processes to split the tests among; 0 runs them all in this one, as a debugger needs it.
+WORKERS ?= 2
 ARGS ?=
 
 PIP := -m pip --disable-pip-version-check install --quiet
@@ -75,7 +74,7 @@ demo: $(READY) ## See the guards at work against a local server; no key needed
 	$(BIN)/brix demo $(ARGS)
 
 .PHONY: test
-test: $(READY) ## Run the tests and the doctests (WORKERS=2 to split, ARGS="-k budget" to choose)
+test: $(READY) ## Run the tests and the doctests (WORKERS=0 in one process, ARGS="-k budget" to choose)
 	$(BIN)/python -m pytest -q -n $(WORKERS) --doctest-modules --ignore=shared/brix_core/demo tests $(PACKAGES) $(ARGS)
 
 # An environment of its own, because torch takes most of a gigabyte. Its version is pinned to one with a build for CPUs

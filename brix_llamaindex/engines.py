@@ -260,14 +260,22 @@ def guard_engine(engine: Any, options: GuardOptions) -> Any:
     runs: Any = next(runs for kind, runs in _KINDS if isinstance(engine, kind))
     cls = _guarded_class(own, runs)
     made = wiring.replaced({id(llm): guarded for llm, guarded in zip(wiring.llms, llms, strict=True)}, cls)
-    object.__setattr__(made, "_brix", llms[0].brix)
-    object.__setattr__(made, "_brix_seconds", seconds)
-    object.__setattr__(made, "_brix_memories", {})
+    _adopt(made, llms[0].brix, seconds)
+    for agent in made.agents.values() if isinstance(made, AgentWorkflow) else ():
+        # They are run by the workflow; an LLM that is set on one comes behind the guards, too.
+        object.__setattr__(agent, "__class__", _guarded_class(type(agent), GuardedAgentRuns))
+        _adopt(agent, llms[0].brix, None)
     if seconds is not None and isinstance(made, GuardedAgentRuns):
         limit = made._timeout
         object.__setattr__(made, "_timeout", seconds + GRACE if limit is None else min(limit, seconds + GRACE))
         object.__setattr__(made, "_broker_config", None)  # where workflows remember the timeout
     return made
+
+
+def _adopt(made: Any, guards: Guards, seconds: float | None) -> None:
+    object.__setattr__(made, "_brix", guards)
+    object.__setattr__(made, "_brix_seconds", seconds)
+    object.__setattr__(made, "_brix_memories", {})
 
 
 def _check(wiring: Wiring, name: str) -> None:

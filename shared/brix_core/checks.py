@@ -19,7 +19,7 @@ from brix_core.errors import BrixConfigurationError
 
 
 def _refuse(name: str, allowed: str, value: Any) -> NoReturn:
-    raise BrixConfigurationError(f"{name} must be {allowed}, got {value!r}")
+    raise BrixConfigurationError(f"{name} must be {allowed}, got {value!r:.200}")
 
 
 def _is_number(value: Any) -> bool:

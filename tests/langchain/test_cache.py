@@ -135,7 +135,7 @@ async def test_a_guarded_model_neither_counts_nor_charges_a_hit(cached: Any, ser
 
 def test_callbacks_do_not_charge_a_hit(chat: Make, server: DemoServer) -> None:
     handler = BrixCallbackHandler(max_cost_usd=1.0, prices=OPTIONS["prices"], store=MemoryStore())
-    model = chat(cache=BrixCache(), callbacks=[handler], max_tokens=100)
+    model = chat(cache=BrixCache(), callbacks=[handler], max_tokens=100, max_retries=0)
     model.invoke("Hi")
     model.invoke("Hi")
     hit, asked = handler.get_traces()

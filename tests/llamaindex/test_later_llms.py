@@ -137,6 +137,17 @@ async def test_an_llm_that_is_set_on_an_agent_is_guarded(openai_like: Make, serv
     assert attempts(agent) == attempts(copied) == server.stats.requests == 2
 
 
+async def test_an_llm_that_is_set_on_an_agent_of_a_workflow_is_guarded(openai_like: Make, server: DemoServer) -> None:
+    bare = several_agents(openai_like())
+    workflow = guard(bare, max_cost_usd=1.0, prices=PRICES)
+    workflow.agents["one"].llm = openai_like(max_tokens=77)
+    assert isinstance(workflow.agents["one"], FunctionAgent)
+    assert type(bare.agents["one"]) is FunctionAgent
+    await workflow.run(user_msg="Hello")
+    assert server.requests[0].body["max_tokens"] == 77
+    assert attempts(workflow) == server.stats.requests == 1
+
+
 async def test_what_is_set_on_an_engine_is_guarded(
     openai_like: Make, server: DemoServer, index: VectorStoreIndex
 ) -> None:
