@@ -22,7 +22,7 @@ LOWEST_TESTS := tests/test_lowest.py \
 	$(addprefix tests/llamaindex/test_,surface.py structured_output.py output_parser.py tools.py engines.py retrieval.py) \
 	$(addprefix tests/langchain/test_,used_by.py standard_guarded.py retrieval.py graphs.py bypass.py sessions.py) \
 	$(addprefix tests/langchain/test_,messages.py guard_errors.py middleware.py runnable.py agent_executor.py) \
-	tests/langchain/test_string_llm.py
+	$(addprefix tests/langchain/test_,string_llm.py structured_output.py conversation_ring.py)
 # What the frameworks themselves came to do later: LlamaIndex streams objects of text models, and accepts in them what
 # only JSON can say (0.14.22), makes `to_payload` of an LLM, mocks the streams of function-calling LLMs; LangChain has
 # the third version of `stream_events`, and marks what is private in a run's metadata.
