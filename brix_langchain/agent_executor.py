@@ -103,19 +103,8 @@ def guard_agent_executor(
     if not isinstance(executor, AgentExecutor):
         raise BrixConfigurationError(f"guard_agent_executor() takes an AgentExecutor, got {type(executor).__name__}")
     checks.one_of("on_loop", on_loop, ("nudge", "inject_diversity", "raise"))
-    for name, instead in _OF_ANSWERS.items():
-        if options.get(name):
-            raise BrixConfigurationError(
-                f"{name} is about single answers of a model, and has no meaning for an agent executor. {instead}"
-            )
-    loops = {"tool_loop_detection": True} | {name: options[name] for name in options.keys() & _LOOP_OPTIONS}
+    config = _loop_config(on_loop, options)
     calls = {name: value for name, value in options.items() if name not in _LOOP_OPTIONS and value is not None}
-    if loops["tool_loop_detection"]:
-        loops["on_loop"] = "raise" if on_loop == "raise" else "inject_diversity"
-    elif on_loop != "nudge":
-        raise BrixConfigurationError(f"on_loop={on_loop!r} has no effect with tool_loop_detection=False")
-    config: LoopConfig | None = parse(loops).configs.get("loop")
-
     fields = {**executor.__dict__, "name": executor.get_name()}  # by which events are told apart
     model = _guarded_model(fields, calls) if calls else None
     kind = _guarded_class(type(executor))
@@ -123,6 +112,21 @@ def guard_agent_executor(
     guarded._loops = None if config is None or not config.tool_loop_detection else LoopWatch(config)
     guarded._model = model
     return guarded
+
+
+def _loop_config(on_loop: str, options: Mapping[str, Any]) -> LoopConfig | None:
+    """What is looked for in the agent's steps; None for nothing."""
+    for name, instead in _OF_ANSWERS.items():
+        if options.get(name):
+            raise BrixConfigurationError(
+                f"{name} is about single answers of a model, and has no meaning for an agent executor. {instead}"
+            )
+    loops = {"tool_loop_detection": True} | {name: options[name] for name in options.keys() & _LOOP_OPTIONS}
+    if loops["tool_loop_detection"]:
+        loops["on_loop"] = "raise" if on_loop == "raise" else "inject_diversity"
+    elif on_loop != "nudge":
+        raise BrixConfigurationError(f"on_loop={on_loop!r} has no effect with tool_loop_detection=False")
+    return parse(loops).configs.get("loop")
 
 
 class GuardedAgentExecutor(RefusalsAreFinal, AgentExecutor):

@@ -26,6 +26,7 @@ from brix_core.session import current_session_id
 from brix_langchain.binding import bound_arguments, rebind
 from brix_langchain.endpoint import ChatModelEndpoint
 from brix_langchain.inside import described
+from brix_langchain.live_state import OneForAllCopies
 from brix_langchain.partial_answers import awith_ending, marked_result, with_ending, without_partial_answers
 from brix_langchain.refusals import RefusalsAreFinal
 from brix_langchain.schema_binding import digest, structured_output
@@ -52,7 +53,7 @@ _SESSION: Final = "_brix_session"
 LangChain hands arguments on, so that neither caches nor traces see it."""
 
 
-class GuardedChatModel(TellsOfItsGuards, RefusalsAreFinal, BaseChatModel):
+class GuardedChatModel(TellsOfItsGuards, OneForAllCopies, RefusalsAreFinal, BaseChatModel):
     """A chat model whose every call passes the guards. Made by `brix_langchain.guard`.
 
     It is used like the model it wraps: invoke, stream, batch and their async twins, ``bind_tools``,
@@ -323,23 +324,8 @@ class GuardedChatModel(TellsOfItsGuards, RefusalsAreFinal, BaseChatModel):
     def get_num_tokens_from_messages(self, messages: list[BaseMessage], *args: Any, **kwargs: Any) -> int:
         return self.inner.get_num_tokens_from_messages(messages, *args, **kwargs)
 
-    @classmethod
-    @override
-    def is_lc_serializable(cls) -> bool:
-        return False
-
     def __repr__(self) -> str:
         return f"GuardedChatModel({self.inner!r}, guards={list(self.guards)})"
-
-    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> GuardedChatModel:
-        """A shallow copy: what the guards count is one, however many copies there are."""
-        return self.model_copy()
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        raise BrixConfigurationError(
-            "a guarded model cannot be pickled: its budget and limits are live state. Pickle the model it "
-            "wraps and guard it again on the other side, with a shared store"
-        )
 
 
 _hook: Any

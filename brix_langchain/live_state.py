@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn, Self, cast
 
 from brix_core.errors import BrixConfigurationError
 
@@ -36,4 +36,23 @@ class SharedByCopies:
         )
 
 
-__all__ = ["SharedByCopies"]
+class OneForAllCopies:
+    """For guarded models, which are pydantic objects: as `SharedByCopies`, and not in LangChain's own format either."""
+
+    @classmethod
+    def is_lc_serializable(cls) -> bool:
+        """Its budget and limits are live state."""
+        return False
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        """A shallow copy: what the guards count is one, however many copies there are."""
+        return cast(Self, cast(Any, self).model_copy())
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise BrixConfigurationError(
+            "a guarded model cannot be pickled: its budget and limits are live state. Pickle the model it "
+            "wraps and guard it again on the other side, with a shared store"
+        )
+
+
+__all__ = ["OneForAllCopies", "SharedByCopies"]

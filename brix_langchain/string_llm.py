@@ -17,9 +17,9 @@ from pydantic import ConfigDict, Field
 from typing_extensions import override
 
 from brix_core.call import CallRequest, CallResponse
-from brix_core.errors import BrixConfigurationError
 from brix_core.pipeline import Pipeline
 from brix_langchain.inside import described
+from brix_langchain.live_state import OneForAllCopies
 from brix_langchain.refusals import RefusalsAreFinal
 from brix_langchain.run_guards import session_now
 from brix_langchain.sessions import session_of
@@ -30,7 +30,7 @@ _TAKEN_OVER = ("cache", "verbose", "callbacks", "tags", "metadata", "custom_get_
 """Settings of the inner model that LangChain reads on the model it is given."""
 
 
-class GuardedLLM(TellsOfItsGuards, RefusalsAreFinal, BaseLLM):
+class GuardedLLM(TellsOfItsGuards, OneForAllCopies, RefusalsAreFinal, BaseLLM):
     """A string LLM whose every prompt passes the guards. Made by `brix_langchain.guard`.
 
     Each prompt is a call of its own: where the model would send several in one request, as OpenAI's does for
@@ -192,23 +192,8 @@ class GuardedLLM(TellsOfItsGuards, RefusalsAreFinal, BaseLLM):
     def get_num_tokens(self, text: str) -> int:
         return self.inner.get_num_tokens(text)
 
-    @classmethod
-    @override
-    def is_lc_serializable(cls) -> bool:
-        return False
-
     def __repr__(self) -> str:
         return f"GuardedLLM({self.inner!r}, guards={list(self.guards)})"
-
-    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> GuardedLLM:
-        """A shallow copy: what the guards count is one, however many copies there are."""
-        return self.model_copy()
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        raise BrixConfigurationError(
-            "a guarded model cannot be pickled: its budget and limits are live state. Pickle the model it "
-            "wraps and guard it again on the other side, with a shared store"
-        )
 
 
 def _together(responses: Sequence[CallResponse]) -> LLMResult:

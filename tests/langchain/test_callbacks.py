@@ -1038,4 +1038,5 @@ def test_bad_options_are_refused(options: Any, message: str) -> None:
 
 
 def test_what_is_off_anyway_may_be_said() -> None:
-    BrixCallbackHandler(max_cost_usd=1.0, budget_clamp_output=False, on_loop="raise", exact_loop_detection=True)
+    options: Any = {"budget_clamp_output": False, "on_loop": "raise", "exact_loop_detection": True}
+    assert {"budget", "loop"} < set(BrixCallbackHandler(max_cost_usd=1.0, **options).guards)
