@@ -1,0 +1,51 @@
+"""JSON in one form only, so that the same entry always has the same hash.
+
+Keys are sorted, there are no spaces, the text is UTF-8.
+
+Example:
+    >>> canonical({"b": 1, "a": [True, None]})
+    b'{"a":[true,null],"b":1}'
+    >>> digest({"genesis": "session-1"})[:8]
+    '6184085b'
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import orjson
+
+
+def canonical(value: Any) -> bytes:
+    """The canonical JSON of a value; what JSON does not know is written as its text."""
+    try:
+        return orjson.dumps(value, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS, default=str)
+    except TypeError:  # lone surrogates, which UTF-8 cannot carry, or numbers beyond 64 bits
+        return json.dumps(value, sort_keys=True, separators=(",", ":"), default=str).encode()
+
+
+def parsed(text: bytes) -> Any:
+    """The value of a JSON text, written by `canonical` or not.
+
+    Raises:
+        ValueError: It is no JSON.
+    """
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return json.loads(text)
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of the canonical JSON, in hexadecimal."""
+    return hashlib.sha256(canonical(value)).hexdigest()
+
+
+def digest_of(line: bytes) -> str:
+    """SHA-256 of bytes as they are, in hexadecimal."""
+    return hashlib.sha256(line).hexdigest()
+
+
+__all__ = ["canonical", "digest", "digest_of", "parsed"]
