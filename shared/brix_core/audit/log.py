@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, Protocol
 
 from brix_core.audit.directory import Item, LogDirectory
+from brix_core.audit.recordings import RecordingFiles
 from brix_core.audit.sealing import seal_of
 from brix_core.errors import BrixGuardError
 
@@ -101,6 +102,8 @@ class AuditLog:
         self._inbox: queue.SimpleQueue[Source | _Wish] = queue.SimpleQueue()
         self._made: queue.SimpleQueue[Item] = queue.SimpleQueue()
         self._unwritten: deque[Item] = deque()  # the thread's own
+        self._recordings: queue.SimpleQueue[tuple[RecordingFiles, Path, bytes]] = queue.SimpleQueue()
+        self._unrecorded: deque[tuple[RecordingFiles, Path, bytes]] = deque()
         self._lost = 0
         self._thread: threading.Thread | None = None
         self._starting = threading.RLock()  # reentrant: whatever holds it may be interrupted by the garbage collector
@@ -118,6 +121,10 @@ class AuditLog:
     def put(self, entry: dict[str, Any], chain: str) -> None:
         """Queue an entry; called by a `Source`, when asked to hand over."""
         self._made.put(Item("call", entry, chain))
+
+    def recorder(self, max_records: int | None) -> QueuedRecordings:
+        """Who takes records of calls, to be written by this log's thread before the entry of the same call."""
+        return QueuedRecordings(self._recordings, RecordingFiles(max_records))
 
     def commit(self, source: Source) -> None:
         """Wait until everything of this guard has been written, as durably as the log is.
@@ -234,12 +241,19 @@ class AuditLog:
                 self._unwritten.popleft()
                 self._lost += 1
             self._unwritten.append(self._made.get_nowait())
+        while not self._recordings.empty():
+            if len(self._unrecorded) < MAX_UNWRITTEN:
+                self._unrecorded.append(self._recordings.get_nowait())
         return wishes, rests or bool(wishes) or bool(sources)
 
     def _write(self) -> Exception | None:
         """Write what there is, batch by batch."""
         always = self.settings.fsync == "always"
         try:
+            while self._unrecorded:
+                files, path, line = self._unrecorded[0]
+                files.record(path, line)
+                self._unrecorded.popleft()
             while self._unwritten:
                 batch = list(islice(self._unwritten, MAX_BATCH))
                 lost = [Item("lost", {"entries": self._lost})] if self._lost else []
@@ -267,6 +281,25 @@ class AuditLog:
             log.warning("the audit log in %s could not be sealed: %s", self.settings.path, error)
             return error
         return None
+
+
+class QueuedRecordings:
+    """Queues records of calls; see `AuditLog.recorder`.
+
+    Args:
+        queued: Where to.
+        files: Who writes them.
+    """
+
+    blocking = False
+
+    def __init__(self, queued: queue.SimpleQueue[tuple[RecordingFiles, Path, bytes]], files: RecordingFiles) -> None:
+        self._queued = queued
+        self._files = files
+
+    def record(self, path: Path, line: bytes) -> None:
+        """Queue a record."""
+        self._queued.put((self._files, path, line))
 
 
 _lock = threading.Lock()
