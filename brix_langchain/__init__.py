@@ -8,6 +8,7 @@ from brix_langchain import extras as _extras
 from brix_langchain.cache import BrixCache
 from brix_langchain.callbacks import BrixCallbackHandler
 from brix_langchain.chat_model import GuardedChatModel
+from brix_langchain.enforcement import EnforcementRunnable, LangChainAdapter, as_runnable
 from brix_langchain.guarding import guard
 from brix_langchain.output_parser import BrixOutputParser
 from brix_langchain.rate_limiter import BrixRateLimiter
@@ -36,11 +37,14 @@ __all__ = [
     "BrixMiddleware",
     "BrixOutputParser",
     "BrixRateLimiter",
+    "EnforcementRunnable",
     "GuardedChatModel",
     "GuardedLLM",
     "GuardedRetriever",
     "GuardedRunnable",
+    "LangChainAdapter",
     "LangChainRetrievalProvider",
+    "as_runnable",
     "guard",
     "guard_agent_executor",
 ]

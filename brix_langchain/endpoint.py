@@ -16,12 +16,14 @@ from urllib.parse import urlsplit
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.language_models.chat_models import generate_from_stream
-from langchain_core.messages import AIMessage, AIMessageChunk
+from langchain_core.messages import AIMessage, AIMessageChunk, message_to_dict, messages_from_dict
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.rate_limiters import BaseRateLimiter
 
+from brix_core.caching.keys import answering
 from brix_core.call import CallRequest, CallResponse
 from brix_core.drivers.attempts import is_collected
+from brix_core.drivers.hold_back import holds_back
 from brix_core.endpoints.sdk import patience
 from brix_core.model_limits import max_output_tokens
 from brix_core.turns import text_of
@@ -167,6 +169,14 @@ class ChatModelEndpoint:
         """Whether the schema is bound to the model."""
         return False
 
+    def settings(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What decides its answers beside the prompt: the call's parameters, and the model's own as LangChain tells."""
+        return {"call": answering(self._merge(params)), "model": self._own_settings()}
+
+    def _own_settings(self) -> str:
+        own = sorted(self.inner._get_invocation_params().items(), key=repr)
+        return f"{self.inner._get_llm_string()}{own}"
+
     def call(self, request: CallRequest) -> CallResponse:
         """One blocking request."""
         if self.inner.rate_limiter is not None:
@@ -270,6 +280,24 @@ class ChatModelEndpoint:
             )
         ]
 
+    def pack(self, raw: ChatResult) -> Any:
+        """Its messages and what stands beside them."""
+        generations = [[message_to_dict(one.message), one.generation_info] for one in raw.generations]
+        return {"generations": generations, "llm_output": raw.llm_output}
+
+    def unpack(self, data: Any) -> ChatResult:
+        """See `Endpoint`."""
+        generations = [ChatGeneration(message=_message(one), generation_info=info) for one, info in data["generations"]]
+        return ChatResult(generations=generations, llm_output=data["llm_output"])
+
+    def pack_chunks(self, chunks: Sequence[ChatGenerationChunk]) -> list[Any]:
+        """Their messages and what stands beside them."""
+        return [[message_to_dict(chunk.message), chunk.generation_info] for chunk in chunks]
+
+    def unpack_chunks(self, data: Sequence[Any]) -> Iterator[ChatGenerationChunk]:
+        """See `Endpoint`."""
+        return (ChatGenerationChunk(message=_message(message), generation_info=info) for message, info in data)
+
     def _merge(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
         if not self._fallback:
             return params
@@ -284,8 +312,9 @@ class ChatModelEndpoint:
     def _arguments(self, request: CallRequest) -> dict[str, Any]:
         """Keyword arguments of the model's hooks."""
         arguments = dict(self._merge(request.params))
-        if not self._takes_run_manager or (is_collected(request) and not request.stream):
-            # An answer that is streamed under the hood is no stream to whoever listens.
+        if not self._takes_run_manager or (is_collected(request) and not request.stream) or holds_back(request):
+            # An answer that is streamed under the hood is no stream to whoever listens; and what a guard holds back,
+            # the model must not tell.
             arguments.pop("run_manager", None)
         if request.output_cap is not None:
             named = next((name for name in _CAPS if arguments.get(name) is not None), self._cap_name)
@@ -310,6 +339,11 @@ class ChatModelEndpoint:
             finish_reason=finish_reason_of(generation, result.llm_output),
             raw=result,
         )
+
+
+def _message(data: Any) -> Any:
+    """A message that `message_to_dict` made; the type does not tell which."""
+    return messages_from_dict([data])[0]
 
 
 def _without_secrets(address: str) -> str:

@@ -83,6 +83,9 @@ class _Seen:
 
 _NOTHING: Final = _Seen([], [], [], [], _NO_ANSWERS, _NO_RESULTS, _NO_ROLES)
 
+_READ: Final = ("tool_calls", "function_call")
+"""Entries of ``additional_kwargs`` that `LangChainCodec.to_dict` reads, itself or as ``message.tool_calls``."""
+
 
 class LangChainCodec(MessageEdits):
     """Reads LangChain messages.
@@ -115,6 +118,15 @@ class LangChainCodec(MessageEdits):
         if isinstance(message, ToolMessage):
             result["tool_call_id"] = message.tool_call_id
         return result
+
+    def beside(self, message: BaseMessage) -> dict[str, Any]:
+        """What may reach the model beside `to_dict`: part of the key under which an answer is cached."""
+        found = {name: value for name, value in message.additional_kwargs.items() if name not in _READ}
+        if isinstance(message, AIMessage) and message.invalid_tool_calls:
+            found["invalid_tool_calls"] = message.invalid_tool_calls
+        if isinstance(message, ToolMessage):
+            found["status"] = message.status
+        return found
 
     def turn(self, message: BaseMessage) -> Turn:
         """What the message says. A tool's result that context editing took out is like no other."""

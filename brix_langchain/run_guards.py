@@ -11,7 +11,10 @@ from langchain_core.runnables import Runnable, RunnableConfig
 
 from brix_core.call import CallRequest
 from brix_core.errors import BrixConfigurationError
-from brix_core.guards import BudgetConfig, ContextConfig, LoopConfig, SchemaConfig
+from brix_core.guards import BudgetConfig, CacheConfig, ContextConfig, LoopConfig, SchemaConfig
+from brix_core.guards.recording import RecordingConfig
+from brix_core.guards.regulated import RegulatedConfig
+from brix_core.guards.replay import ReplayConfig
 from brix_core.options import parse
 from brix_core.session import Session, current_session_id
 from brix_langchain.inside import Inside
@@ -26,7 +29,9 @@ def _options_of(*configs: type[Any]) -> frozenset[str]:
     return frozenset(field.name for config in configs for field in dataclasses.fields(config))
 
 
-_OF_MODELS: Final = _options_of(ContextConfig, SchemaConfig) | {"tokens_per_minute"}
+_OF_MODELS: Final = _options_of(
+    CacheConfig, ContextConfig, RecordingConfig, RegulatedConfig, ReplayConfig, SchemaConfig
+) | {"tokens_per_minute"}
 """Options that are about one prompt or one answer of one model."""
 
 _EDITS: Final = ("diversity_attempts", "loop_diversity_prompt", "budget_clamp_output")

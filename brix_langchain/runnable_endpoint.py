@@ -179,7 +179,7 @@ class RunnableEndpoint:
         except BrixError as error:
             made = bill.sent or isinstance(error, BrixTimeoutError | BrixRetrievalError)
             if not made and attempt.outcome is None:
-                request.call.attempts.remove(attempt)
+                request.call.withdraw(attempt)
             raise
         finally:
             bill.sum_up()

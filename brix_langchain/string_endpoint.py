@@ -39,6 +39,9 @@ class StringModelEndpoint(ChatModelEndpoint):
         best = params.get("best_of") or own
         return max(super().choices(params), best if type(best) is int else 1)
 
+    def _own_settings(self) -> str:
+        return f"{self.llm._llm_type}{sorted(self.llm._identifying_params.items(), key=repr)}"
+
     def call(self, request: CallRequest) -> CallResponse:
         """One blocking request."""
         return self._answer(self.llm._generate(_prompts(request), **self._arguments(request)), request)
@@ -90,6 +93,28 @@ class StringModelEndpoint(ChatModelEndpoint):
         """One chunk that says it all."""
         info = {"finish_reason": response.finish_reason} if response.finish_reason else None
         return [GenerationChunk(text=response.text, generation_info=info)]
+
+    def pack(self, raw: Any) -> Any:
+        """Its texts and what stands beside them."""
+        return {
+            "generations": [[[one.text, one.generation_info] for one in some] for some in raw.generations],
+            "llm_output": raw.llm_output,
+        }
+
+    def unpack(self, data: Any) -> Any:
+        """See `Endpoint`."""
+        generations: Any = [
+            [Generation(text=text, generation_info=info) for text, info in some] for some in data["generations"]
+        ]
+        return LLMResult(generations=generations, llm_output=data["llm_output"])
+
+    def pack_chunks(self, chunks: Sequence[Any]) -> list[Any]:
+        """Their texts and what stands beside them."""
+        return [[chunk.text, chunk.generation_info] for chunk in chunks]
+
+    def unpack_chunks(self, data: Sequence[Any]) -> Iterator[Any]:
+        """See `Endpoint`."""
+        return (GenerationChunk(text=text, generation_info=info) for text, info in data)
 
     def _answer(self, result: LLMResult, request: CallRequest) -> CallResponse:
         generations = result.generations[0]

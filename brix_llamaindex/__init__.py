@@ -8,6 +8,7 @@ Example:
     ('Hello', 1)
 """
 
+from brix_llamaindex.enforcement import EnforcementProgram, LlamaIndexAdapter
 from brix_llamaindex.engines import GuardedAgentRuns, GuardedChatRuns, GuardedQueryRuns
 from brix_llamaindex.event_handler import BrixEventHandler
 from brix_llamaindex.events import BrixGuardEvent
@@ -23,6 +24,7 @@ __all__ = [
     "BrixEventHandler",
     "BrixGuardEvent",
     "BrixOutputParser",
+    "EnforcementProgram",
     "GuardedAgentRuns",
     "GuardedChatRuns",
     "GuardedLLM",
@@ -31,6 +33,7 @@ __all__ = [
     "GuardedTool",
     "Guards",
     "IndexRetrievalProvider",
+    "LlamaIndexAdapter",
     "RegulatedPostprocessor",
     "ToolOptions",
     "guard",

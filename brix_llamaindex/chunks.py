@@ -93,4 +93,11 @@ def as_chunk(response: Any) -> Chunk:
     return Chunk(response.model_copy(update={"delta": text}), whole)
 
 
-__all__ = ["Chunk", "DeltaReader", "Response", "as_chunk", "empty_response", "text_of"]
+def settled(response: Response) -> Response:
+    """A chunk that later ones do not change: some LLMs put the same growing list of tool calls into all of them."""
+    if isinstance(response, CompletionResponse) or not response.message.additional_kwargs:
+        return response
+    return response.model_copy(deep=True)
+
+
+__all__ = ["Chunk", "DeltaReader", "Response", "as_chunk", "empty_response", "settled", "text_of"]

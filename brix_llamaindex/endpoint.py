@@ -15,17 +15,20 @@ from llama_index.core.base.llms.types import ChatMessage, CompletionResponse, LL
 from llama_index.core.llms import LLM, CustomLLM
 from llama_index.core.llms.llm import default_completion_to_prompt
 
+from brix_core.caching.keys import answering
 from brix_core.call import CallRequest, CallResponse
+from brix_core.drivers.hold_back import holds_back
 from brix_core.endpoints.sdk import sent_body
 from brix_core.endpoints.structured import response_format
 from brix_core.errors import BrixConfigurationError
 from brix_core.model_limits import max_output_tokens
 from brix_llamaindex.caps import OPENAI, class_names, inferred_cap, output_cap_of
-from brix_llamaindex.chunks import Chunk, DeltaReader, Response, as_chunk, empty_response, text_of
+from brix_llamaindex.chunks import Chunk, DeltaReader, Response, as_chunk, empty_response, settled, text_of
 from brix_llamaindex.connections import Opened, leave_ended_loop
 from brix_llamaindex.events import tagged
 from brix_llamaindex.messages import CODEC, MessageCodec, Prompt, field, prompt_of, tool_calls_of, tool_name
 from brix_llamaindex.offload import in_worker, iterate_in_worker
+from brix_llamaindex.packing import packed, packed_chunks, unpacked, unpacked_chunks
 from brix_llamaindex.usage import finish_reason_of, usage_of, usage_of_stream
 
 if TYPE_CHECKING:
@@ -179,6 +182,11 @@ class LLMEndpoint:
         """Whether the schema is sent as the response format, as the LLM's own `structured_predict` would."""
         return self._format(schema, params) is not None
 
+    def settings(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What decides its answers beside the prompt: the call's parameters, and the LLM's own as LlamaIndex tells."""
+        own = {name: repr(value) for name, value in self.llm.to_dict().items()}
+        return {"call": answering(params), "llm": own, "beside": list(self._template(params))}
+
     def call(self, request: CallRequest) -> CallResponse:
         """One blocking request."""
         return self._respond(self._ask(request), request)
@@ -197,14 +205,14 @@ class LLMEndpoint:
         """The LLM's chunks, blocking."""
         hook, argument, kwargs = self._hook(request, "stream_chat", "stream_complete")
         reader, opened, source = DeltaReader(), Opened(self.llm, asynchronous=False), None
-        began = False
+        began, held = False, holds_back(request) or request.call.delivered is not None
         try:
             with opened, tagged(request):
                 source = iter(hook(argument, **kwargs))
                 response = next(source, None)
             while response is not None:
                 began = True
-                yield Chunk(response, reader.read(response))
+                yield Chunk(settled(response) if held else response, reader.read(response))
                 response = next(source, None)
         except NotImplementedError:
             if request.stream or began:
@@ -231,14 +239,14 @@ class LLMEndpoint:
     async def _astream(self, request: CallRequest) -> AsyncGenerator[Chunk, None]:
         hook, argument, kwargs = self._hook(request, "astream_chat", "astream_complete")
         reader, opened, source = DeltaReader(), Opened(self.llm, asynchronous=True), None
-        began = False
+        began, held = False, holds_back(request) or request.call.delivered is not None
         try:
             with opened, tagged(request):
                 source = aiter(await hook(argument, **kwargs))
                 response = await anext(source, None)
             while response is not None:
                 began = True
-                yield Chunk(response, reader.read(response))
+                yield Chunk(settled(response) if held else response, reader.read(response))
                 response = await anext(source, None)
         except NotImplementedError:
             if request.stream or began:
@@ -283,6 +291,22 @@ class LLMEndpoint:
     def as_chunks(self, response: CallResponse) -> Sequence[Chunk]:
         """The response as a single chunk; nothing for a stream that gave nothing."""
         return () if response.raw is None else (as_chunk(response.raw),)
+
+    def pack(self, raw: Response) -> Any:
+        """See `brix_llamaindex.packing`."""
+        return packed(raw)
+
+    def unpack(self, data: Any) -> Response:
+        """See `brix_llamaindex.packing`."""
+        return unpacked(data)
+
+    def pack_chunks(self, chunks: Sequence[Chunk]) -> list[Any]:
+        """See `brix_llamaindex.packing`."""
+        return packed_chunks(chunks)
+
+    def unpack_chunks(self, data: Sequence[Any]) -> Iterator[Chunk]:
+        """See `brix_llamaindex.packing`."""
+        return unpacked_chunks(data)
 
     def _ask(self, request: CallRequest) -> Response:
         hook, argument, kwargs = self._hook(request, "chat", "complete")

@@ -1,79 +1,25 @@
-"""What the README shows runs as it stands, against the local server; what it links to exists."""
+"""What the README and the guides show runs as it stands, against the local server; what they link to exists."""
 
 from __future__ import annotations
 
-import ast
-import inspect
 import re
 from pathlib import Path
-from typing import Any
 
-import httpx
-import openai
 import pytest
-from langchain_openai import ChatOpenAI
-from llama_index.core import Settings
-from llama_index.llms.openai import OpenAI
 
-from brix_core.demo import DemoServer, JsonReply
+from brix_core.audit.log import close_logs
+from brix_core.demo import DemoServer
 from brix_core.options import ALIASES, option_names
-from tests.support.words_langchain import WordEmbeddings
-from tests.support.words_llamaindex import WordEmbedding
+from tests.support.reading import requests_of
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-
-
-class Guide:
-    """Clients that the test can close, an embedding that needs no network; all else is as a reader would run it."""
-
-    def __init__(self, server: DemoServer, sync_client: httpx.Client, async_client: httpx.AsyncClient) -> None:
-        sdk = openai.AsyncOpenAI
-
-        class Model(ChatOpenAI):
-            def __init__(self, **kwargs: Any) -> None:
-                super().__init__(**kwargs, http_client=sync_client, http_async_client=async_client)
-
-        class LLM(OpenAI):
-            def __init__(self, **kwargs: Any) -> None:
-                super().__init__(**kwargs, http_client=sync_client, async_http_client=async_client)
-
-        self.replaced: dict[str, Any] = {
-            "langchain_openai.ChatOpenAI": Model,
-            "langchain_openai.OpenAIEmbeddings": lambda model: WordEmbeddings(),
-            "openai.AsyncOpenAI": lambda **kwargs: sdk(**{"http_client": async_client, **kwargs}),
-            "llama_index.llms.openai.OpenAI": LLM,
-        }
-        self.environment = {
-            "OPENAI_API_KEY": "none-needed",
-            "OPENAI_BASE_URL": server.base_url,
-            "OPENAI_API_BASE": server.base_url,
-        }
+GUIDES = sorted(path.name for path in (ROOT / "docs").glob("*.md") if path.name != "benchmarks.md")
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of LlamaIndex, when it makes an agent
-async def test_every_example_runs_in_order(server: DemoServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    names: dict[str, Any] = {}
-    seen: list[int] = []
-    with httpx.Client() as sync_client:
-        async with httpx.AsyncClient() as async_client:
-            guide = Guide(server, sync_client, async_client)
-            for name, value in guide.replaced.items():
-                monkeypatch.setattr(name, value)
-            for name, value in guide.environment.items():
-                monkeypatch.setenv(name, value)
-            monkeypatch.setattr(Settings, "_embed_model", WordEmbedding())
-            for block in BLOCKS:
-                before = server.stats.requests
-                if "BrixOutputParser(City" in block:
-                    server.script(JsonReply({"name": "Oslo", "country": "Norway"}))
-                code = compile(block, "README.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
-                result = eval(code, names)
-                if inspect.iscoroutine(result):
-                    await result
-                seen.append(server.stats.requests - before)
-    assert seen == [
+async def test_every_example_of_the_readme_runs_in_order(server: DemoServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert await requests_of(ROOT / "README.md", server, monkeypatch) == [
         3,  # a chain, a batch of two
         1,  # a schema
         2,  # complete and stream
@@ -90,10 +36,32 @@ async def test_every_example_runs_in_order(server: DemoServer, monkeypatch: pyte
     assert server.stats.answered == server.stats.requests
 
 
+REQUESTS = {
+    "audit.md": [
+        1,  # a call
+        0,  # its replay
+        1,  # recorded; replayed
+        0,  # a test, defined
+    ],
+}
+
+
+@pytest.mark.parametrize("guide", GUIDES)
+async def test_every_example_of_the_guides_runs_in_order(
+    server: DemoServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, guide: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    try:
+        assert await requests_of(ROOT / "docs" / guide, server, monkeypatch) == REQUESTS[guide]
+    finally:
+        close_logs()
+
+
 def test_every_linked_file_exists() -> None:
-    links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link]
-    assert len(links) > 15
-    assert [link for link in links if not (ROOT / link).exists()] == []
+    for page in (ROOT / "README.md", *(ROOT / "docs" / guide for guide in GUIDES)):
+        links = [link for link in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")) if "://" not in link]
+        assert links
+        assert [link for link in links if not (page.parent / link).exists()] == []
 
 
 def test_the_options_table_names_every_option() -> None:

@@ -7,15 +7,17 @@ a `CallResponse` up; what they find out about the logical call as a whole is kep
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol, Self
 
 from brix_core.errors import BrixTimeoutError
 from brix_core.usage import Usage
 
 if TYPE_CHECKING:
     from brix_core.conversation import Codec, Conversation
+    from brix_core.guards.recording import DeliveredChunks
     from brix_core.looping.steps import Taken
     from brix_core.session import Session
     from brix_core.structured.response_schema import ResponseSchema
@@ -24,10 +26,22 @@ Outcome = Literal["ok", "refused", "failed", "timed_out", "cancelled", "abandone
 """How a logical call, or one attempt of it, ended."""
 
 ChunkHook = Callable[[str], None]
-"""Sees the text of every streamed chunk before the consumer does; raises to stop the stream."""
+"""Sees the text of every streamed chunk before the consumer does; raises to stop the stream.
+
+Three methods are optional. ``anew()`` gives the hook for an attempt, which has seen nothing. ``held_back()`` tells
+how many characters at the end of the text so far must not reach the consumer yet (`brix_core.drivers.hold_back`).
+``finish()`` is called at the end of the stream, before what was held back is delivered, and may raise."""
 
 PARTIAL_CHARACTERS = 65_536
 """How much text of a stream a trace keeps."""
+
+PARSED: Final = "parsed"
+"""Where a valid instance is in `LogicalCall.metadata`: the response of a stream reaches no consumer."""
+
+
+CACHED: Final = "cached"
+"""Where `LogicalCall.metadata` has the identity of the endpoint that answered, when nothing was sent: the answer is that
+to another, identical request."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,9 +78,9 @@ class CallResponse(NamedTuple):
     parsed: Any = None
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class Attempt:
-    """One request that left for a provider.
+    """One request that left for a provider. Two are never the same, however equal.
 
     Attributes:
         endpoint: Identity of the endpoint.
@@ -109,6 +123,10 @@ class LogicalCall:
         streamed: True once a chunk has reached the consumer: nothing may be re-issued from then on.
         first_chunk: Monotonic seconds of the first chunk with content.
         cap_usd: A cap that the session is under beside the budget's own, USD, since the call is made in a guarded run.
+        delivered: Where the chunks of a stream are noted as they come, for whoever records them.
+        sample: Which of several answers to one prompt this is, from 0; see `branch`.
+        whole: The call of the application that it is a branch of.
+        blocking: Whether a thread waits for it, and not a task.
     """
 
     run_id: str
@@ -122,10 +140,58 @@ class LogicalCall:
     streamed: bool = False
     first_chunk: float | None = None
     cap_usd: float | None = None
+    delivered: DeliveredChunks | None = None
+    sample: int = 0
+    whole: LogicalCall | None = None
+    blocking: bool = False
+
+    @property
+    def blocks_a_loop(self) -> bool:
+        """Whether it is a blocking call inside a coroutine: no task of that loop gets on before it has ended."""
+        return self.blocking and asyncio._get_running_loop() is not None
 
     def decide(self, guard: str, decision: str, **details: Any) -> None:
         """Note what a guard decided; shows in the trace entry."""
-        self.decisions.append({"guard": guard, "decision": decision, **details})
+        if self.whole is not None:
+            self.whole.decide(guard, decision, **details, sample=self.sample)
+        else:
+            self.decisions.append({"guard": guard, "decision": decision, **details})
+
+    def begun(self, attempt: Attempt) -> None:
+        """Note that a request leaves now."""
+        self.attempts.append(attempt)
+        if self.whole is not None:
+            self.whole.begun(attempt)
+
+    def withdraw(self, attempt: Attempt) -> None:
+        """An attempt has turned out to be none: nothing left."""
+        self.attempts.remove(attempt)
+        if self.whole is not None:
+            self.whole.withdraw(attempt)
+
+    def branch(self, sample: int) -> LogicalCall:
+        """The same call, for one of several answers to it that are asked for side by side.
+
+        Guards take the last attempt for their own and keep notes in `metadata`: each branch has its own of both.
+        Attempts and decisions show in the whole call as they happen; the notes of the answer that is given are handed
+        over by `adopt`.
+        """
+        return LogicalCall(
+            run_id=self.run_id,
+            session=self.session,
+            started=self.started,
+            started_at=self.started_at,
+            cap_usd=self.cap_usd,
+            sample=sample,
+            whole=self,
+        )
+
+    def adopt(self, branch: LogicalCall) -> None:
+        """Take over the notes of the branch whose answer is given; its last attempt is that of the answer."""
+        self.metadata.update(branch.metadata)
+        if branch.attempts and branch.attempts[-1] in self.attempts:
+            self.attempts.remove(branch.attempts[-1])
+            self.attempts.append(branch.attempts[-1])
 
     @property
     def partial_text(self) -> str:
@@ -202,6 +268,7 @@ class CallRequest(NamedTuple):
         hooks: See `ChunkHook`; in order.
         schema: What the answer must fit.
         taken: The steps of the agent that calls, where its framework tells; else they are read from the prompt.
+        keep: Whether the answer is to be kept: a stream is then summed up as a whole, `CallResponse.raw` included.
     """
 
     call: LogicalCall
@@ -216,6 +283,7 @@ class CallRequest(NamedTuple):
     schema: ResponseSchema | None = None
     taken: Taken | None = None
     collect: bool = False
+    keep: bool = False
 
     def evolve(self, **changes: Any) -> Self:
         """A copy with some fields changed."""
@@ -333,8 +401,30 @@ class Endpoint(Protocol):
         ...
 
 
+class PackingEndpoint(Endpoint, Protocol):
+    """An endpoint whose answers can be written to a file and read again."""
+
+    def pack(self, raw: Any) -> Any:
+        """The `raw` of a response as JSON, for a file."""
+        ...
+
+    def unpack(self, data: Any) -> Any:
+        """The `raw` that was packed."""
+        ...
+
+    def pack_chunks(self, chunks: Sequence[Any]) -> list[Any]:
+        """The chunks of a stream as JSON, one by one, for a file."""
+        ...
+
+    def unpack_chunks(self, data: Sequence[Any]) -> Iterator[Any]:
+        """The chunks that were packed."""
+        ...
+
+
 __all__ = [
+    "CACHED",
     "NO_LIMITS",
+    "PARSED",
     "PARTIAL_CHARACTERS",
     "Attempt",
     "CallRequest",
@@ -345,5 +435,6 @@ __all__ = [
     "Limits",
     "LogicalCall",
     "Outcome",
+    "PackingEndpoint",
     "ToolCall",
 ]

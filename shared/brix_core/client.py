@@ -8,27 +8,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, Unpack, cast, overload
 
 from brix_core.call import CallRequest, CallResponse
+from brix_core.checks import at_least
 from brix_core.completion import Completion, CompletionStream
 from brix_core.endpoints.recognise import ClientEndpoint, endpoint_for
 from brix_core.errors import BrixConfigurationError
 from brix_core.flow import Guard
 from brix_core.guards.schema import PARSED
+from brix_core.messages import Messages, check_messages, listed
 from brix_core.options import GuardOptions, OtherOptions, parse
 from brix_core.pipeline import Pipeline
 from brix_core.session import Session
 from brix_core.structured.object_stream import ObjectStream
 
-Messages = str | Iterable[Mapping[str, Any]]
-"""Messages in OpenAI's chat format; a str is one user message."""
-
 if TYPE_CHECKING:
     from typing_extensions import TypeVar as DefaultingTypeVar
+
+    from brix_core.audit.replay_client import BrixReplayClient
 
     Answer = DefaultingTypeVar("Answer", default=Completion)
 else:
@@ -166,15 +169,13 @@ class BrixClient(Generic[Answer]):
         self, messages: Messages, model: str | None, kwargs: dict[str, Any], stream: bool
     ) -> tuple[Pipeline, Callable[..., CallRequest]]:
         """Check the arguments, before anything is begun or reserved."""
-        listed = _listed(messages)
-        if kwargs.get("system") and isinstance(kwargs["system"], str | list | tuple):
-            listed.insert(0, {"role": "system", "content": kwargs.pop("system")})
+        prompt = listed(messages, kwargs)
         endpoint, pipeline = self._route(_checked_model(model))
         endpoint.check(kwargs)
         if stream:  # begun later: what is wrong is told now
-            _check_messages(listed)
-            return pipeline, partial(pipeline.request, endpoint, listed, kwargs, stream=True)
-        return pipeline, partial(pipeline.request, endpoint, listed, kwargs, check=_check_messages)
+            check_messages(prompt)
+            return pipeline, partial(pipeline.request, endpoint, prompt, kwargs, stream=True)
+        return pipeline, partial(pipeline.request, endpoint, prompt, kwargs, check=check_messages)
 
     def _route(self, model: str | None) -> tuple[ClientEndpoint, Pipeline]:
         """The endpoint of a model, and the guards with the fallbacks that follow it."""
@@ -251,6 +252,41 @@ class BRIX:
             raise BrixConfigurationError("this client is guarded already; wrap the client inside it once")
         return BrixClient(client, model, {**options, "response_schema": response_schema})
 
+    @staticmethod
+    def replay(
+        session_id: str, log_path: str | PathLike[str], schema: Any = None, *, strict: bool = True
+    ) -> BrixReplayClient:
+        """A recorded session again: its answers, without a model, a network or a cost.
+
+        Args:
+            session_id: ``client.context.session_id`` of the recording.
+            log_path: The folder it was logged in.
+            schema: What its answers are instances of, when it was recorded with a ``response_schema``.
+            strict: Whether a prompt that is given decides which answer comes, and one that was not recorded is an
+                error; else answers come in the recorded order.
+
+        Raises:
+            BrixReplayError: There is no recording of this session.
+        """
+        from brix_core.audit.replay_client import BrixReplayClient
+
+        return BrixReplayClient(session_id, log_path, schema, strict=strict)
+
+    @staticmethod
+    def purge_sessions(log_path: str | PathLike[str], older_than_days: float = 7.0) -> int:
+        """Delete recordings of sessions that nothing was added to for so many days.
+
+        Args:
+            log_path: The folder of the log. The log itself stays.
+            older_than_days: Days, >= 0.
+
+        Returns:
+            How many files were deleted.
+        """
+        from brix_core.audit.recordings import purge
+
+        return purge(Path(log_path), at_least("older_than_days", older_than_days, 0.0))
+
 
 def _result(response: CallResponse, request: CallRequest) -> Any:
     """What a caller gets: the valid instance where there is one, else the answer and what is known about it."""
@@ -276,31 +312,6 @@ def _checked_model(model: Any) -> str | None:
     if model is None or (isinstance(model, str) and model.strip()):
         return model
     raise BrixConfigurationError(f"model must be a non-empty str, got {model!r}")
-
-
-def _listed(messages: Any) -> list[Any]:
-    if isinstance(messages, str):
-        return [{"role": "user", "content": messages}]
-    if isinstance(messages, Mapping) or not isinstance(messages, Iterable):
-        raise BrixConfigurationError(
-            f"messages must be a list of dicts or a str, got {type(messages).__name__}; put a single message in a list"
-        )
-    listed = list(messages)
-    if not listed:
-        raise BrixConfigurationError("messages is empty; give [{'role': 'user', 'content': '...'}]")
-    return listed
-
-
-def _check_messages(messages: Sequence[Any], start: int = 0) -> None:
-    """Every message from `start` on must be a dict with a role."""
-    for number, message in enumerate(messages[start:], start):
-        if not isinstance(message, Mapping):
-            hint = "; give message.model_dump(exclude_none=True)" if hasattr(message, "model_dump") else ""
-            raise BrixConfigurationError(
-                f"messages[{number}] must be a dict with a role, got {type(message).__name__}{hint}"
-            )
-        if not isinstance(message.get("role"), str) or not message["role"]:
-            raise BrixConfigurationError(f"messages[{number}] has no role; it has only {sorted(map(str, message))}")
 
 
 __all__ = ["BRIX", "MAX_ROUTES", "BrixClient", "GuardChain", "Messages"]

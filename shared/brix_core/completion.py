@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from types import TracebackType
 from typing import Any, Self
 
-from brix_core.call import CallRequest, CallResponse, LogicalCall, ToolCall
+from brix_core.call import CACHED, CallRequest, CallResponse, LogicalCall, ToolCall
 from brix_core.errors import BrixConfigurationError, BrixError
 from brix_core.guards.schema import PARSED
 from brix_core.pipeline import Pipeline
@@ -28,7 +28,8 @@ class Completion(str):
         raw: The SDK's own response.
         run_id: UUID4 of the call, as in its trace entry.
         partial: True when a time limit cut the answer short.
-        cost_usd: What the whole call was charged, retries included, USD; None when nothing was metered.
+        cost_usd: What the whole call was charged, retries included, USD; None when nothing was metered, 0 for an answer
+            out of a cache.
         parsed: The valid instance, where a schema was asked for and the model did not ask for tools.
 
     Example:
@@ -87,7 +88,7 @@ class Completion(str):
             raw=response.raw,
             run_id=call.run_id,
             partial=response.partial,
-            cost_usd=sum(costs) / 1e9 if costs else None,
+            cost_usd=0.0 if call.metadata.get(CACHED) else sum(costs) / 1e9 if costs else None,
             parsed=call.metadata.get(PARSED),
         )
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol, TypeVar
 
+from brix_core.audit.canonical import canonical, chained_digest, parsed
 from brix_core.errors import BrixConfigurationError
 from brix_core.tokens import REPLY_PRIMING, count_message, count_tools, tokenizer_for
 from brix_core.turns import Role, Turn, read_turn
@@ -188,6 +189,7 @@ class _Prefix:
     tokens: dict[str, int]
     each: dict[str, list[int]]
     turns: list[Turn] | None = None
+    json: tuple[list[Any], str] | None = None
 
 
 class PrefixMemory:
@@ -258,6 +260,18 @@ class Conversation:
         if prefix.turns is None:
             prefix.turns = self._read(self.messages)
         return prefix.turns
+
+    def as_json(self) -> tuple[Sequence[Any], str]:
+        """Each message as plain JSON in OpenAI's chat format, not to be changed, and their chained digest.
+
+        Example:
+            >>> Conversation([{"role": "user", "content": "Hello"}], DictCodec()).as_json()[0]
+            [{'content': 'Hello', 'role': 'user'}]
+        """
+        prefix = self._measured()
+        if prefix.json is None:
+            prefix.json = _added_json(([], ""), self.codec, self.messages)
+        return prefix.json
 
     def adding(self, *turns: tuple[Role, str]) -> Conversation:
         """With further turns at the end, the guards' own.
@@ -364,6 +378,7 @@ class Conversation:
             tokens={model: count + self._count(model, fresh) for model, count in counted.items()},
             each={model: counts + self._count_each(model, fresh) for model, counts in each.items()},
             turns=known.turns + self._read(fresh) if known and known.turns is not None else None,
+            json=_added_json(known.json, self.codec, fresh) if known and known.json is not None else None,
         )
 
     def _count(self, model: str, messages: Sequence[Any]) -> int:
@@ -375,6 +390,11 @@ class Conversation:
 
     def _read(self, messages: Sequence[Any]) -> list[Turn]:
         return list(map(self.codec.turn, messages))
+
+
+def _added_json(known: tuple[list[Any], str], codec: Codec, fresh: Sequence[Any]) -> tuple[list[Any], str]:
+    messages = [parsed(canonical(codec.to_dict(message))) for message in fresh]
+    return [*known[0], *messages], chained_digest(messages, known[1])
 
 
 def _latest(by_model: dict[str, _T]) -> dict[str, _T]:

@@ -19,6 +19,7 @@
             ├── BrixLoopError           the conversation goes round in circles
             ├── BrixRunLimitError       a run has made all the calls it may
             ├── BrixRetrievalError      nothing that was found is relevant enough
+            ├── BrixRegulatedError      a rule of a regulated domain stops the call, or its answer
             └── BrixSchemaError         no valid instance after all healing attempts
 
 The numbers behind a refusal are fields of the exception; its message names the limit, the actual
@@ -344,6 +345,38 @@ class BrixRetrievalError(BrixGuardBlockedError):
         self.sources = tuple(sources)
 
 
+class BrixRegulatedError(BrixGuardBlockedError):
+    """A rule of a regulated domain stops the call, or its answer.
+
+    Args:
+        message: See `BrixError`.
+        rule: The rule.
+        spec: Name and version of the spec it is in.
+        decision_id: Of the decision; it is also in the trace, and feedback is given by it.
+        matched: The words that the rule was met by.
+        partial: Text delivered before a stream was stopped.
+    """
+
+    guard = "regulated"
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        rule: str = "",
+        spec: str = "",
+        decision_id: str = "",
+        matched: Sequence[str] = (),
+        partial: str = "",
+    ) -> None:
+        super().__init__(message)
+        self.rule = rule
+        self.spec = spec
+        self.decision_id = decision_id
+        self.matched = tuple(matched)
+        self.partial = partial
+
+
 class SchemaAttempt(NamedTuple):
     """One answer that was no valid instance.
 
@@ -391,6 +424,7 @@ __all__ = [
     "BrixInternalError",
     "BrixLoopError",
     "BrixRateLimitError",
+    "BrixRegulatedError",
     "BrixReplayError",
     "BrixRetrievalError",
     "BrixRetryError",

@@ -25,11 +25,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Sequence
 from functools import partial
-from typing import Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from brix_core.call import CallRequest, CallResponse
 from brix_core.clock import Wakeup
 from brix_core.errors import BrixConfigurationError
+
+if TYPE_CHECKING:
+    from brix_core.retrieval.results import RetrievalProvider
 
 
 class ModelCall(NamedTuple):
@@ -59,7 +62,21 @@ class Run(NamedTuple):
     function: Callable[[], Any]
 
 
-Effect = ModelCall | Sleep | StoreOp | Run
+class Gather(NamedTuple):
+    """Drive flows side by side. Answered with what each came to, in order: its `CallResponse`, or its exception."""
+
+    flows: Sequence[Flow]
+
+
+class Retrieve(NamedTuple):
+    """Ask a retrieval provider. Answered with its `RetrievalResult`; raises TimeoutError after so many seconds."""
+
+    provider: RetrievalProvider
+    query: str
+    seconds: float | None = None
+
+
+Effect = ModelCall | Sleep | StoreOp | Run | Gather | Retrieve
 Flow = Generator[Effect, Any, CallResponse]
 Proceed = Callable[[CallRequest], Flow]
 
@@ -77,7 +94,7 @@ class Guard(Protocol):
         ...
 
 
-CONVERSATION_RING: Final = ("observability", "cache", "regulated", "loop", "schema", "context")
+CONVERSATION_RING: Final = ("observability", "replay", "recording", "cache", "regulated", "loop", "schema", "context")
 """Guards that decide what to ask and what to accept. Outermost first."""
 
 CALL_RING: Final = (
@@ -133,9 +150,11 @@ __all__ = [
     "ORDER",
     "Effect",
     "Flow",
+    "Gather",
     "Guard",
     "ModelCall",
     "Proceed",
+    "Retrieve",
     "Run",
     "Sleep",
     "StoreOp",

@@ -16,22 +16,33 @@ import difflib
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, TypedDict
+from os import PathLike
+from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict
 
 from brix_core import checks
+from brix_core.audit.redaction import Redact
+from brix_core.cache import Cache
 from brix_core.clock import Clock
 from brix_core.errors import BrixConfigurationError
 from brix_core.guards.budget import BudgetConfig
+from brix_core.guards.cache import CacheConfig
 from brix_core.guards.circuit_breaker import CircuitBreakerConfig
 from brix_core.guards.context import ContextConfig
 from brix_core.guards.loop import LoopConfig
 from brix_core.guards.observability import ObservabilityConfig
 from brix_core.guards.rate_limit import RateLimitConfig
+from brix_core.guards.recording import RecordingConfig
+from brix_core.guards.regulated import RegulatedConfig
+from brix_core.guards.replay import ReplayConfig
 from brix_core.guards.retry import RetryConfig
 from brix_core.guards.schema import SchemaConfig
 from brix_core.guards.timeout import TimeoutConfig
 from brix_core.session import checked_session_id
 from brix_core.store.base import Store
+
+if TYPE_CHECKING:
+    from brix_core.regulated.spec import SpecModel
+    from brix_core.retrieval.results import RetrievalProvider
 
 Prices = Mapping[str, tuple[float, float] | Mapping[str, float]]
 """USD per token: ``{"my-model": (input, output)}``, or named: input, output, cache_read, cache_write."""
@@ -69,9 +80,11 @@ class OtherOptions(TypedDict, total=False):
     # RetryGuard
     max_retries: int | None
     backoff_base: float
+    backoff_initial: float
     max_backoff: float
     retry_budget_seconds: float
     retry_on: Sequence[int] | None
+    retry_exceptions: Sequence[type[Exception]] | None
     # FailoverGuard: what the entry point itself takes, models or clients
     fallbacks: Sequence[Any] | None
     # CircuitBreakerGuard
@@ -80,6 +93,9 @@ class OtherOptions(TypedDict, total=False):
     circuit_success_threshold: int
     circuit_open_seconds: float
     circuit_half_open_probes: int
+    # CacheGuard
+    cache: Cache | None
+    cache_ttl: float | None
     # LoopGuard
     exact_loop_detection: bool
     exact_loop_threshold: int
@@ -103,8 +119,27 @@ class OtherOptions(TypedDict, total=False):
     context_reserve_tokens: int
     context_summary_model: Any
     context_overflow: Literal["raise", "truncate"]
+    # RegulatedGuard
+    regulated_spec: str | PathLike[str] | Mapping[str, Any] | SpecModel | None
+    retrieval_provider: RetrievalProvider | None
+    regulated_embedder: Any
+    enable_output_guard: bool
+    regulated_signals: Sequence[Any] | Mapping[str, Any] | None
     # ObservabilityGuard
     trace_buffer_size: int
+    log_path: str | PathLike[str] | None
+    strict_mode: bool
+    log_fsync: Literal["always", "interval", "never"]
+    log_max_bytes: int
+    log_key: Any
+    redact: Redact | None
+    telemetry: bool | None
+    # RecordingGuard and ReplayGuard
+    record: str | PathLike[str] | bool | None
+    max_session_records: int | None
+    replay: str | PathLike[str] | None
+    replay_strict: bool
+    replay_timing: bool
     # whose state, and where it is kept
     session_id: str | None
     store: Store | None
@@ -126,10 +161,14 @@ _CONFIGS: Final[dict[str, type[Any]]] = {
     "timeout": TimeoutConfig,
     "retry": RetryConfig,
     "circuit_breaker": CircuitBreakerConfig,
+    "cache": CacheConfig,
+    "regulated": RegulatedConfig,
     "loop": LoopConfig,
     "schema": SchemaConfig,
     "context": ContextConfig,
     "observability": ObservabilityConfig,
+    "recording": RecordingConfig,
+    "replay": ReplayConfig,
 }
 
 _ACTIVATED_BY: Final[dict[str, tuple[str, ...]]] = {
@@ -144,10 +183,14 @@ _ACTIVATED_BY: Final[dict[str, tuple[str, ...]]] = {
     ),
     "retry": ("max_retries",),
     "circuit_breaker": ("circuit_breaker",),
+    "cache": ("cache",),
+    "regulated": ("regulated_spec",),
     "loop": ("exact_loop_detection", "semantic_loop_detection", "tool_loop_detection"),
     "schema": (),
     "context": ("max_context_tokens",),
     "observability": (),
+    "recording": (),
+    "replay": ("replay",),
 }
 
 _WIRING: Final = ("fallbacks", "circuit_breaker", "session_id", "store", "clock")

@@ -50,8 +50,16 @@ class Lines:
         self._lock = threading.RLock()  # the garbage collector may close a waiting call inside `_join`
         self._lines: dict[str, deque[_Ticket]] = {}
 
-    def take(self, key: str, demands: Demands, deadline: Deadline | None = None) -> Generator[Effect, Any, float]:
+    def take(
+        self, key: str, demands: Demands, deadline: Deadline | None = None, *, alone: bool = False
+    ) -> Generator[Effect, Any, float]:
         """Stand in line until the buckets give what is wanted.
+
+        Args:
+            key: Whose line.
+            demands: What is wanted.
+            deadline: When it comes too late.
+            alone: Stand in no line: who waits for a place would wait for tasks that wait for him.
 
         Returns:
             Seconds waited.
@@ -62,7 +70,7 @@ class Lines:
         if not self._store.blocking and (yield from self.take_at_once(key, demands)):
             return 0.0
         arrived = self._clock.now()
-        ticket = self._join(key)
+        ticket = self._join(key, alone=alone)
         try:
             while True:
                 now = self._clock.now()
@@ -89,12 +97,13 @@ class Lines:
         wait: float = yield StoreOp(self._store.take, (now, demands(now)), self._store.blocking)
         return wait <= 0.0
 
-    def _join(self, key: str) -> _Ticket:
+    def _join(self, key: str, *, alone: bool) -> _Ticket:
         with self._lock:
-            line = self._lines.setdefault(key, deque())
+            line = deque() if alone else self._lines.setdefault(key, deque())
             ticket = _Ticket(key, line)
             line.append(ticket)
-            self._lines[key] = line
+            if not alone:
+                self._lines[key] = line
             return ticket
 
     def _leave(self, ticket: _Ticket) -> None:

@@ -205,7 +205,9 @@ def test_a_log_whose_seals_were_taken_off_does_not_verify_with_a_key(tmp_path: P
 
 def test_another_key_is_told_apart(tmp_path: Path) -> None:
     write_log(tmp_path, 3, log_key=KEY)
-    assert any("another key" in problem.what for problem in verify(tmp_path, b"another secret of 32 bytes......").problems)
+    assert any(
+        "another key" in problem.what for problem in verify(tmp_path, b"another secret of 32 bytes......").problems
+    )
 
 
 def test_an_ed25519_key_seals_and_its_public_half_verifies(tmp_path: Path) -> None:
@@ -213,12 +215,8 @@ def test_an_ed25519_key_seals_and_its_public_half_verifies(tmp_path: Path) -> No
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     key = Ed25519PrivateKey.generate()
-    pem = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    public = key.public_key().public_bytes(
-        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    public = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
     (tmp_path / "key.pem").write_bytes(pem)
     log = tmp_path / "log"
     write_log(log, 5, log_key=tmp_path / "key.pem")

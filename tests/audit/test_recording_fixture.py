@@ -26,7 +26,18 @@ def run(
     script = "\n".join(line[4:] for line in TEST.splitlines())
     (folder / "test_it.py").write_text(script.format(url=server.base_url, prompt=prompt, expected=expected))
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(folder), *options, str(folder)],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "--rootdir",
+            str(folder),
+            *options,
+            str(folder),
+        ],
         capture_output=True,
         text=True,
         timeout=60,

@@ -23,6 +23,7 @@ from brix_core.errors import (
     BrixInternalError,
     BrixLoopError,
     BrixRateLimitError,
+    BrixRegulatedError,
     BrixReplayError,
     BrixRetrievalError,
     BrixRetryError,
@@ -50,6 +51,7 @@ PARENTS: dict[type[BaseException], tuple[type[BaseException], ...]] = {
     BrixContextError: (BrixGuardBlockedError,),
     BrixLoopError: (BrixGuardBlockedError,),
     BrixRetrievalError: (BrixGuardBlockedError,),
+    BrixRegulatedError: (BrixGuardBlockedError,),
     BrixRunLimitError: (BrixGuardBlockedError,),
     BrixSchemaError: (BrixGuardBlockedError,),
 }
@@ -64,6 +66,7 @@ GUARDS = {
     BrixContextError: "context",
     BrixLoopError: "loop",
     BrixRetrievalError: "retrieval",
+    BrixRegulatedError: "regulated",
     BrixRunLimitError: "run_limit",
     BrixSchemaError: "schema",
 }
@@ -86,6 +89,9 @@ EXAMPLES: list[BrixError] = [
     BrixContextError("message", tokens=1_200, limit=1_000),
     BrixLoopError("message", kind="cycle", repeats=3, cycle_length=2, what="A, B", partial="what had arrived"),
     BrixRetrievalError("message", score=0.25, threshold=0.5, sources=["handbook.md"]),
+    BrixRegulatedError(
+        "message", rule="lethal_dose", spec="medical 1.0.0", decision_id="d-1", matched=["lethal dose"], partial="part"
+    ),
     BrixRunLimitError("message", limit=3),
     BrixSchemaError(
         "message",

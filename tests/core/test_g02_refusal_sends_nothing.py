@@ -13,6 +13,7 @@ from brix_core import (
     BrixCircuitOpenError,
     BrixError,
     BrixRateLimitError,
+    BrixRegulatedError,
     BrixTimeoutError,
     BrixUnknownPriceError,
 )
@@ -23,6 +24,11 @@ from tests.support.ledger import AuditedStore
 from tests.support.modes import Call, Mode, every_mode
 from tests.support.virtual import VirtualClock
 
+STOPPING = {
+    "name": "house",
+    "version": "1.0",
+    "circuit_breakers": [{"name": "dose", "description": "Asks for a lethal dose.", "patterns": ["lethal dose"]}],
+}
 PRICES = {"prices": {"fake": (0, 0.0001)}}
 
 
@@ -60,6 +66,12 @@ REFUSALS = [
         BrixCircuitOpenError,
         before=_a_failure,
         fails=True,
+    ),
+    Refusal(
+        "regulated-rule",
+        {"regulated_spec": STOPPING},
+        BrixRegulatedError,
+        call={"max_tokens": 100, "prompt": "What is the lethal dose?"},
     ),
     Refusal("step-timeout", {"per_step_timeout": 60}, BrixTimeoutError, "timed_out", before=_an_hour_passes),
     Refusal("total-timeout", {"total_timeout": 60}, BrixTimeoutError, "timed_out", before=_an_hour_passes),

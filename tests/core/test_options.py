@@ -8,15 +8,17 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from brix_core import BrixConfigurationError, GuardOptions, MemoryStore
+from brix_core import BrixConfigurationError, GuardOptions, InMemoryCache, MemoryStore, load_spec_from_dict
 from brix_core.clock import SystemClock
 from brix_core.guards import (
     BudgetConfig,
+    CacheConfig,
     CircuitBreakerConfig,
     ContextConfig,
     LoopConfig,
     ObservabilityConfig,
     RateLimitConfig,
+    RegulatedConfig,
     RetryConfig,
     SchemaConfig,
     TimeoutConfig,
@@ -24,12 +26,22 @@ from brix_core.guards import (
 from brix_core.options import ALIASES, option_names, parse
 from brix_core.pipeline import Pipeline
 
+CACHE = InMemoryCache()
+SPEC = load_spec_from_dict(
+    {
+        "name": "house",
+        "version": "1.0",
+        "output_signals": [{"name": "promise", "description": "Promises a cure.", "patterns": ["cure"], "weight": 0.5}],
+    }
+)
 CONFIGS = {
     "budget": BudgetConfig,
     "rate_limit": RateLimitConfig,
     "timeout": TimeoutConfig,
     "retry": RetryConfig,
     "circuit_breaker": CircuitBreakerConfig,
+    "cache": CacheConfig,
+    "regulated": RegulatedConfig,
     "loop": LoopConfig,
     "schema": SchemaConfig,
     "context": ContextConfig,
@@ -43,6 +55,8 @@ ACTIVATE: dict[str, dict[str, Any]] = {
     "timeout": {"per_call_timeout": 30.0},
     "retry": {"max_retries": 2},
     "circuit_breaker": {"circuit_breaker": True},
+    "cache": {"cache": CACHE},
+    "regulated": {"regulated_spec": SPEC},
     "loop": {"exact_loop_detection": True},
     "schema": {},
     "context": {"max_context_tokens": 8_000},
@@ -73,12 +87,26 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "idle_timeout": None,
         "on_timeout": "raise",
     },
-    "retry": {"backoff_base": 2.0, "max_backoff": 60.0, "retry_budget_seconds": 120.0, "retry_on": None},
+    "retry": {
+        "backoff_base": 2.0,
+        "backoff_initial": 1.0,
+        "max_backoff": 60.0,
+        "retry_budget_seconds": 120.0,
+        "retry_on": None,
+        "retry_exceptions": None,
+    },
     "circuit_breaker": {
         "circuit_failure_threshold": 5,
         "circuit_success_threshold": 2,
         "circuit_open_seconds": 60.0,
         "circuit_half_open_probes": 1,
+    },
+    "cache": {"cache_ttl": None},
+    "regulated": {
+        "retrieval_provider": None,
+        "regulated_embedder": None,
+        "enable_output_guard": False,
+        "regulated_signals": (),
     },
     "schema": {
         "response_schema": None,
@@ -137,7 +165,7 @@ def test_the_options_are_those_of_the_guards_and_the_wiring() -> None:
 def test_defaults_are_the_documented_ones(guard: str) -> None:
     config = parse(ACTIVATE[guard]).configs[guard]
     given = ACTIVATE[guard] if guard != "circuit_breaker" else {}
-    assert dataclasses.asdict(config) == {**DEFAULTS[guard], **given}
+    assert {name: getattr(config, name) for name in fields(type(config))} == {**DEFAULTS[guard], **given}
 
 
 def test_nothing_given_is_observability_alone() -> None:
@@ -162,6 +190,8 @@ def test_nothing_given_is_observability_alone() -> None:
         ("timeout", {"idle_timeout": 1}),
         ("retry", {"max_retries": 0}),
         ("circuit_breaker", {"circuit_breaker": True}),
+        ("cache", {"cache": CACHE}),
+        ("regulated", {"regulated_spec": SPEC}),
         ("loop", {"exact_loop_detection": True}),
         ("loop", {"semantic_loop_detection": True}),
         ("loop", {"tool_loop_detection": True}),
@@ -195,6 +225,8 @@ NUMBERS = {
     "first_token_timeout",
     "idle_timeout",
     "backoff_base",
+    "backoff_initial",
+    "cache_ttl",
     "max_backoff",
     "retry_budget_seconds",
     "circuit_open_seconds",
@@ -224,16 +256,30 @@ WORDS = {
     "context_strategy": ("sliding_window", "importance", "summarize"),
     "context_overflow": ("raise", "truncate"),
 }
-FLAGS = {"budget_clamp_output", "adaptive_rate_limiting", "inject_schema_in_prompt", "semantic_loop_detection"}
+FLAGS = {
+    "budget_clamp_output",
+    "adaptive_rate_limiting",
+    "inject_schema_in_prompt",
+    "semantic_loop_detection",
+    "enable_output_guard",
+}
 LOOP_SWITCHES = {"exact_loop_detection", "semantic_loop_detection", "tool_loop_detection"}
 ELSEWHERE = {
-    *("prices", "retry_on", "response_schema"),  # further down
+    *("prices", "retry_on", "retry_exceptions", "response_schema", "cache"),  # further down
     *("exact_loop_detection", "tool_loop_detection"),  # above; the others are in the tests of G10 and G7
     *("exact_loop_threshold", "loop_window", "loop_diversity_prompt", "embedder"),
+    *("regulated_spec", "retrieval_provider", "regulated_embedder", "regulated_signals"),  # in tests/regulated
     *("max_context_tokens", "context_reserve_tokens", "context_summary_model"),
 }
-ZERO_ALLOWED = {"max_backoff", "retry_budget_seconds", "max_retries", "max_schema_retries", "diversity_attempts"}
-INFINITE_ALLOWED = {"max_cost_usd"}
+ZERO_ALLOWED = {
+    "backoff_initial",
+    "max_backoff",
+    "retry_budget_seconds",
+    "max_retries",
+    "max_schema_retries",
+    "diversity_attempts",
+}
+INFINITE_ALLOWED = {"max_cost_usd", "cache_ttl"}
 FRACTIONS = {"budget_warning_threshold", "min_rate_floor", "rate_reduction_factor", "semantic_loop_threshold"}
 AT_LEAST_ONE = {"rate_recovery_factor", "backoff_base"}
 
@@ -331,6 +377,23 @@ def test_retry_on_refuses_what_is_no_list_of_statuses(value: Any) -> None:
         parsed("retry_on", value)
 
 
+@pytest.mark.parametrize("value", [[], [TimeoutError], (ConnectionError, OSError)], ids=repr)
+def test_retry_exceptions_takes_classes(value: Any) -> None:
+    assert parsed("retry_exceptions", value) == value
+
+
+@pytest.mark.parametrize("value", ["TimeoutError", TimeoutError, [KeyboardInterrupt], [503], [None], {}], ids=repr)
+def test_retry_exceptions_refuses_what_is_no_list_of_exceptions(value: Any) -> None:
+    with pytest.raises(BrixConfigurationError, match="retry_exceptions must be a list of exception classes"):
+        parsed("retry_exceptions", value)
+
+
+@pytest.mark.parametrize("value", [InMemoryCache, {}, "memory", 7, True], ids=repr)
+def test_what_is_no_cache_is_refused(value: Any) -> None:
+    with pytest.raises(BrixConfigurationError, match="cache must be a cache such as"):
+        parse({"cache": value})
+
+
 @pytest.mark.parametrize("value", [{"m": (0, 0)}, {"m": [1e-6, 2e-6]}, {"m": {"input": 1, "output": 2}}, {}], ids=repr)
 def test_prices_are_taken(value: Any) -> None:
     assert parsed("prices", value) == value
@@ -409,13 +472,16 @@ def test_an_option_of_a_guard_that_is_not_active_is_refused(option: str) -> None
         "tokens_per_minute",
         "max_retries",
         "max_context_tokens",
+        "cache",
         *(name for name in fields(TimeoutConfig) if name.endswith("timeout") and name != "on_timeout"),
     }
     value = DEFAULTS[guard].get(option)
     if option in activating:
-        assert guard in parse({option: 1_000}).configs
+        assert guard in parse({option: CACHE if option == "cache" else 1_000}).configs
     else:
-        value = {"prices": {}, "retry_on": [418], "burst_capacity": 1}.get(option, "x" if value is None else value)
+        value = {"prices": {}, "retry_on": [418], "burst_capacity": 1, "cache_ttl": 1}.get(
+            option, "x" if value is None else value
+        )
         with pytest.raises(BrixConfigurationError, match=f"{option} has no effect: the {guard} guard is not active"):
             parse({option: value})
 

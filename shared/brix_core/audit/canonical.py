@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import orjson
@@ -43,9 +44,21 @@ def digest(value: Any) -> str:
     return hashlib.sha256(canonical(value)).hexdigest()
 
 
+def chained_digest(values: Iterable[Any], before: str = "") -> str:
+    """A hash of values one after the other; goes on from that of the values before them.
+
+    Example:
+        >>> chained_digest(["a", "b"]) == chained_digest(["b"], before=chained_digest(["a"]))
+        True
+    """
+    for value in values:
+        before = digest_of(before.encode() + canonical(value))
+    return before
+
+
 def digest_of(line: bytes) -> str:
     """SHA-256 of bytes as they are, in hexadecimal."""
     return hashlib.sha256(line).hexdigest()
 
 
-__all__ = ["canonical", "digest", "digest_of", "parsed"]
+__all__ = ["canonical", "chained_digest", "digest", "digest_of", "parsed"]

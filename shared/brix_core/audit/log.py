@@ -24,7 +24,7 @@ from typing import Any, Final, Literal, Protocol
 from brix_core.audit.directory import Item, LogDirectory
 from brix_core.audit.recordings import RecordingFiles
 from brix_core.audit.sealing import seal_of
-from brix_core.errors import BrixGuardError
+from brix_core.clock import Wakeup
 
 log = logging.getLogger(__name__)
 
@@ -70,15 +70,15 @@ class LogSettings:
     key: Any = None
 
 
-class _Wish:
-    """Somebody waits until all that is due now has been written."""
+class Wish:
+    """Somebody waits until all that is due now has been written; `done` is set then, with an error or without."""
 
     __slots__ = ("done", "error", "source", "stop")
 
     def __init__(self, source: Source | None = None, stop: bool = False) -> None:
         self.source = source
         self.stop = stop
-        self.done = threading.Event()
+        self.done = Wakeup()
         self.error: Exception | None = None
 
 
@@ -99,7 +99,7 @@ class AuditLog:
         self._begin()
 
     def _begin(self) -> None:
-        self._inbox: queue.SimpleQueue[Source | _Wish] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Source | Wish] = queue.SimpleQueue()
         self._made: queue.SimpleQueue[Item] = queue.SimpleQueue()
         self._unwritten: deque[Item] = deque()  # the thread's own
         self._recordings: queue.SimpleQueue[tuple[RecordingFiles, Path, bytes]] = queue.SimpleQueue()
@@ -126,19 +126,11 @@ class AuditLog:
         """Who takes records of calls, to be written by this log's thread before the entry of the same call."""
         return QueuedRecordings(self._recordings, RecordingFiles(max_records))
 
-    def commit(self, source: Source) -> None:
-        """Wait until everything of this guard has been written, as durably as the log is.
-
-        Raises:
-            BrixGuardError: It could not be written.
-        """
-        error = self._ask(_Wish(source))
-        if error is not None:
-            raise BrixGuardError(
-                f"strict_mode: the audit log in {self.settings.path} could not be written ({error}); mend that, or "
-                "set strict_mode=False to go on without it",
-                guard="observability",
-            ) from error
+    def commit(self, source: Source) -> Wish:
+        """Have everything of this guard written, as durably as the log is; `Wish.done` is set when it is."""
+        wish = Wish(source)
+        self._send(wish)
+        return wish
 
     def flush(self) -> None:
         """Wait until everything has been written.
@@ -146,7 +138,7 @@ class AuditLog:
         Raises:
             Exception: It could not be written.
         """
-        error = self._ask(_Wish())
+        error = self._ask(Wish())
         if error is not None:
             raise error
 
@@ -159,7 +151,7 @@ class AuditLog:
         Raises:
             Exception: It could not be written.
         """
-        error = self._ask(_Wish(stop=True), timeout)
+        error = self._ask(Wish(stop=True), timeout)
         if error is not None:
             raise error
 
@@ -168,15 +160,20 @@ class AuditLog:
         self._directory.release()
         self._begin()
 
-    def _ask(self, wish: _Wish, timeout: float | None = None) -> Exception | None:
+    def _ask(self, wish: Wish, timeout: float | None = None) -> Exception | None:
+        done = threading.Event()
+        wish.done.on_set(done.set)
+        self._send(wish)
+        done.wait(timeout)
+        return wish.error
+
+    def _send(self, wish: Wish) -> None:
         self._inbox.put(wish)
         try:
             if self._thread is None:
                 self._start()
         except RuntimeError:  # the interpreter is shutting down and starts no more threads
             self._turn()
-        wish.done.wait(timeout)
-        return wish.error
 
     def _start(self) -> None:
         with self._starting:
@@ -213,18 +210,18 @@ class AuditLog:
             wish.done.set()
         return busy
 
-    def _gather(self) -> tuple[list[_Wish], bool]:
+    def _gather(self) -> tuple[list[Wish], bool]:
         """Wait for something to do, let more of it come together, and have entries made."""
-        wishes: list[_Wish] = []
+        wishes: list[Wish] = []
         sources: dict[int, Source] = {}
         rests = bool(self._unwritten) or self._is_unsynced
         try:
             item = self._inbox.get(timeout=SYNC_INTERVAL if rests else IDLE_SECONDS)
-            if not isinstance(item, _Wish):
+            if not isinstance(item, Wish):
                 time.sleep(LINGER)
             while True:
-                source = item.source if isinstance(item, _Wish) else item
-                if isinstance(item, _Wish):
+                source = item.source if isinstance(item, Wish) else item
+                if isinstance(item, Wish):
                     wishes.append(item)
                 if source is not None:
                     sources[id(source)] = source
@@ -370,4 +367,4 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_logs)
 
 
-__all__ = ["AuditLog", "Fsync", "LogSettings", "Source", "close_logs", "flush_logs", "open_log"]
+__all__ = ["AuditLog", "Fsync", "LogSettings", "Source", "Wish", "close_logs", "flush_logs", "open_log"]

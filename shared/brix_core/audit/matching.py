@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from brix_core.audit.canonical import canonical, parsed
-from brix_core.audit.recordings import Record, prompt_key, read
+from brix_core.audit.canonical import canonical, chained_digest, parsed
+from brix_core.audit.recordings import Record, read
 from brix_core.errors import BrixReplayError
 
 MAX_SHOWN: Final = 80
@@ -64,7 +64,7 @@ class Recording:
         Raises:
             BrixReplayError: There is none, or none left; the first difference is named.
         """
-        key = prompt_key(messages)
+        key = chained_digest(messages)
         with self._lock:
             for record in self._by_prompt.get(key, ()):
                 if schemas in (None, record.schemas):

@@ -17,14 +17,15 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
-from brix_core.audit.canonical import canonical, digest, digest_of, parsed
-from brix_core.audit.redaction import scrubbed
+from brix_core.appending import append_line
+from brix_core.audit.canonical import canonical, digest, parsed
+from brix_core.audit.redaction import scrubbed_line
 from brix_core.call import CallResponse, ToolCall
 from brix_core.errors import BrixError, BrixReplayError
 from brix_core.usage import Usage
@@ -50,7 +51,7 @@ class Record:
         started_at: Seconds since the epoch.
         model: The model asked for.
         prompt_hash: SHA-256 of the prompt, as in its trace entry.
-        key: The prompt's key, by which it is found: see `prompt_key`.
+        key: The prompt's key, by which it is found: the chained digest of its messages.
         schemas: SHA-256 of the tools and formats sent beside the prompt.
         messages: The prompt, in OpenAI's chat format.
         stream: Whether it was asked for as a stream.
@@ -74,7 +75,7 @@ class Record:
     prompt_hash: str
     key: str
     schemas: str
-    messages: list[Any] = field(default_factory=list)
+    messages: Sequence[Any] = ()
     stream: bool = False
     text: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
@@ -113,38 +114,32 @@ class Record:
             keep: How many of them; they are left out.
         """
         usage = self.usage
-        return (
-            canonical(
-                scrubbed(
-                    {
-                        "format": FORMAT,
-                        "run_id": self.run_id,
-                        "session_id": self.session_id,
-                        "started_at": self.started_at,
-                        "model": self.model,
-                        "prompt_hash": self.prompt_hash,
-                        "key": self.key,
-                        "schemas": self.schemas,
-                        "base": base,
-                        "keep": keep,
-                        "messages": self.messages[keep:],
-                        "stream": self.stream,
-                        "text": self.text,
-                        "tool_calls": [[call.id, call.name, call.arguments] for call in self.tool_calls],
-                        "usage": None if usage is None else {name: getattr(usage, name) for name in _USAGE},
-                        "answered_by": self.answered_by,
-                        "finish_reason": self.finish_reason,
-                        "partial": self.partial,
-                        "parsed": self.parsed,
-                        "has_parsed": self.has_parsed,
-                        "raw": self.raw,
-                        "chunks": self.chunks,
-                        "error": self.error,
-                    }
-                )
-            )
-            + b"\n"
-        )
+        fields = {
+            "format": FORMAT,
+            "run_id": self.run_id,
+            "session_id": self.session_id,
+            "started_at": self.started_at,
+            "model": self.model,
+            "prompt_hash": self.prompt_hash,
+            "key": self.key,
+            "schemas": self.schemas,
+            "base": base,
+            "keep": keep,
+            "messages": self.messages[keep:],
+            "stream": self.stream,
+            "text": self.text,
+            "tool_calls": [[call.id, call.name, call.arguments] for call in self.tool_calls],
+            "usage": None if usage is None else {name: getattr(usage, name) for name in _USAGE},
+            "answered_by": self.answered_by,
+            "finish_reason": self.finish_reason,
+            "partial": self.partial,
+            "parsed": self.parsed,
+            "has_parsed": self.has_parsed,
+            "raw": self.raw,
+            "chunks": self.chunks,
+            "error": self.error,
+        }
+        return scrubbed_line(canonical(fields)) + b"\n"
 
 
 _USAGE: Final = tuple(Usage.__dataclass_fields__)
@@ -182,7 +177,7 @@ class RecordingFiles:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             if self._max_records is not None:
                 self._make_room(path, self._max_records)
-            _append(path, line)
+            append_line(path, line)
 
     def _make_room(self, path: Path, most: int) -> None:
         count = self._counts.pop(path, None)
@@ -193,22 +188,6 @@ class RecordingFiles:
         self._counts[path] = count + 1
         if len(self._counts) > MAX_COUNTS:
             self._counts.popitem(last=False)
-
-
-def _append(path: Path, line: bytes) -> None:
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-    try:
-        size = os.fstat(file).st_size
-        cut = size > 0 and os.pread(file, 1, size - 1) != b"\n"  # a killed process's last line
-        text, done = (b"\n" if cut else b"") + line, 0
-        try:
-            while done < len(text):
-                done += os.write(file, text[done:])
-        except OSError:
-            os.ftruncate(file, size)
-            raise
-    finally:
-        os.close(file)
 
 
 def read(path: Path) -> list[Record]:
@@ -240,7 +219,7 @@ def read(path: Path) -> list[Record]:
                     f"{part}:{number} is no record of a call ({type(error).__name__}: {error}); name a file written by "
                     "log_path= or record="
                 ) from error
-            known[record.run_id] = record.messages
+            known[record.run_id] = list(record.messages)
             records.append(record)
     return sorted(records, key=lambda record: record.started_at)
 
@@ -253,19 +232,6 @@ def purge(folder: Path, older_than_days: float) -> int:
             path.unlink(missing_ok=True)
             deleted += 1
     return deleted
-
-
-def prompt_key(messages: Iterable[Any], before: str = "") -> str:
-    """A hash of messages, whatever the order of their fields; goes on from that of the messages before them.
-
-    Example:
-        >>> hello, you = {"role": "user", "content": "Hello"}, {"content": "you", "role": "user"}
-        >>> prompt_key([hello, you]) == prompt_key([dict(reversed(you.items()))], before=prompt_key([hello]))
-        True
-    """
-    for message in messages:
-        before = digest_of(before.encode() + canonical(message))
-    return before
 
 
 def schemas_hash(schemas: Iterable[Any]) -> str:
@@ -354,7 +320,6 @@ __all__ = [
     "Record",
     "RecordingFiles",
     "packed_error",
-    "prompt_key",
     "purge",
     "read",
     "schemas_hash",

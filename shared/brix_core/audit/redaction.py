@@ -30,14 +30,14 @@ _SECRETS: Final = re.compile(
       | gh[pousr]_[A-Za-z0-9]{20,} | github_pat_[A-Za-z0-9_]{20,}
       | xox[abeoprs]-[A-Za-z0-9-]{10,}              # Slack
       | eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}   # JSON web tokens
-      | -----BEGIN[ A-Z]*PRIVATE\ KEY-----.{0,8192}?(?:-----END[ A-Z]*PRIVATE\ KEY-----|$)
+      | -----BEGIN[ A-Z]*PRIVATE\ KEY-----[^"]{0,8192}?(?:-----END[ A-Z]*PRIVATE\ KEY-----|(?="|$))
     )
     """,
     re.VERBOSE | re.DOTALL,
 )
 _NAMED: Final = re.compile(
     r"(?i)\b(bearer\s+|(?:api[-_]?key|x-api-key|x-goog-api-key|authorization|access[-_]?token|secret[-_]?key|password)"
-    r"[\"']?\s*[:=]\s*[\"']?(?:bearer\s+)?)([A-Za-z0-9_\-./+~=]{8,})"
+    r"\\?[\"']?\s*[:=]\s*\\?[\"']?(?:bearer\s+)?)([A-Za-z0-9_\-./+~=]{8,})"
 )
 """A word that says that a secret follows, and the secret."""
 
@@ -55,6 +55,18 @@ def scrubbed(value: Any) -> Any:
     return value
 
 
+def scrubbed_line(line: bytes) -> bytes:
+    """A line of JSON with secrets blotted out of its texts; still JSON.
+
+    Example:
+        >>> scrubbed_line(b'{"text":"my key is sk-proj-abcdefghijklmnop1234"}')
+        b'{"text":"my key is [secret]"}'
+    """
+    text = line.decode(errors="surrogateescape")
+    found = _scrubbed_text(text)
+    return line if found is text else found.encode(errors="surrogateescape")
+
+
 def _scrubbed_text(text: str) -> str:
     if len(text) < 8:
         return text
@@ -63,4 +75,4 @@ def _scrubbed_text(text: str) -> str:
     return text if found == text else found
 
 
-__all__ = ["BLOT", "Redact", "scrubbed"]
+__all__ = ["BLOT", "Redact", "scrubbed", "scrubbed_line"]

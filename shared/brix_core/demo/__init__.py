@@ -1,4 +1,6 @@
-"""A model provider on loopback, for tests and for ``make demo``: OpenAI's and Anthropic's HTTP APIs.
+"""A model provider on loopback, for tests and for ``make demo``.
+
+It speaks the HTTP APIs of OpenAI, Anthropic, Gemini and Ollama.
 
 Needs the extra ``demo`` (``pip install "brix-guards[demo]"``).
 """

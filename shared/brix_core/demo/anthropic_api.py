@@ -40,6 +40,7 @@ class Messages:
     """``POST /v1/messages``."""
 
     request_id_header = "request-id"
+    content_type = "text/event-stream; charset=utf-8"
 
     def read(self, body: Mapping[str, Any]) -> Prompt:
         """The prompt in a request's body.

@@ -43,9 +43,10 @@ class StreamFormat(Protocol):
 
 
 class WireFormat(Protocol):
-    """An API: reads requests, renders responses."""
+    """An API: reads requests, renders responses; `content_type` is that of its streams."""
 
     request_id_header: str
+    content_type: str
 
     def read(self, body: Mapping[str, Any]) -> Prompt:
         """The prompt in a request's body; raises `InvalidRequest`."""
@@ -173,7 +174,7 @@ class Exchange:
     async def _stream(self, send: Send, transport: asyncio.Transport, prompt: Prompt, plan: Plan) -> None:
         self._status = 200
         frames = self._wire.stream(prompt, self._entry.index)
-        await self._send_head(send, "text/event-stream; charset=utf-8", {"cache-control": "no-cache"})
+        await self._send_head(send, self._wire.content_type, {"cache-control": "no-cache"})
         if plan.first_token:
             await anyio.sleep(plan.first_token)
         waiting = frames.begin(replace(self._usage(prompt, plan), completion_tokens=0, reasoning_tokens=0))

@@ -29,6 +29,7 @@ class ChatCompletions:
     """``POST /v1/chat/completions``."""
 
     request_id_header = "x-request-id"
+    content_type = "text/event-stream; charset=utf-8"
 
     def read(self, body: Mapping[str, Any]) -> Prompt:
         """The prompt in a request's body.
@@ -94,6 +95,7 @@ class TextCompletions:
     """``POST /v1/completions``."""
 
     request_id_header = "x-request-id"
+    content_type = "text/event-stream; charset=utf-8"
 
     def read(self, body: Mapping[str, Any]) -> Prompt:
         """The prompt in a request's body; several prompts become a batch.

@@ -14,6 +14,7 @@ import asyncio
 import json
 import socket
 from collections import deque
+from collections.abc import Callable
 from threading import Event, Lock, Thread
 from types import TracebackType
 from typing import Any, Self, get_args
@@ -22,7 +23,9 @@ from brix_core.checks import whole
 from brix_core.demo.anthropic_api import MESSAGES
 from brix_core.demo.counting import text_tokens
 from brix_core.demo.faults import Behaviour, Echo
+from brix_core.demo.gemini_api import GenerateContent, gemini_models
 from brix_core.demo.ledger import Ledger, RequestRecord, ServerStats
+from brix_core.demo.ollama_api import CHAT, ollama_models
 from brix_core.demo.openai_api import CHAT_COMPLETIONS, TEXT_COMPLETIONS, error_body, model_list
 from brix_core.demo.plan import InvalidRequest, Plan, Prompt, Refusal
 from brix_core.demo.replies import decide
@@ -42,16 +45,19 @@ except ImportError as error:
 
 from brix_core.demo.exchange import TRANSPORT, Exchange, WireFormat
 
-_CREDENTIALS = frozenset({"authorization", "x-api-key", "api-key", "cookie", "proxy-authorization"})
+_CREDENTIALS = frozenset({"authorization", "x-api-key", "x-goog-api-key", "api-key", "cookie", "proxy-authorization"})
 _START_TIMEOUT = 30.0
 _STOP_TIMEOUT = 10.0
 
 
 class DemoServer:
-    """OpenAI's and Anthropic's HTTP APIs on a free port of 127.0.0.1, in a daemon thread.
+    """The HTTP APIs of OpenAI, Anthropic, Gemini and Ollama on a free port of 127.0.0.1, in a daemon thread.
 
-    Serves ``POST /v1/chat/completions``, ``/v1/completions`` and ``/v1/messages``, and ``GET /v1/models``.
-    Any key is accepted. Use it as a context manager, sync or async; all methods are thread-safe.
+    Serves ``POST /v1/chat/completions``, ``/v1/completions``, ``/v1/messages``, ``/api/chat``,
+    ``/v1beta/models/{model}:generateContent`` and ``:streamGenerateContent?alt=sse``, and ``GET /v1/models``,
+    ``/v1beta/models`` and ``/api/tags``. Any key is accepted.
+
+    Use it as a context manager, sync or async; all methods are thread-safe.
 
     Args:
         history: Finished requests to keep in `requests`.
@@ -97,6 +103,24 @@ class DemoServer:
         if self._running is None:
             raise RuntimeError("the demo server is not running; use it in a with statement or call start()")
         return f"http://127.0.0.1:{self._running.port}"
+
+    @property
+    def gemini_base_url(self) -> str:
+        """Where Gemini's REST API begins.
+
+        Raises:
+            RuntimeError: The server is not running.
+        """
+        return f"{self.anthropic_base_url}/v1beta"
+
+    @property
+    def ollama_base_url(self) -> str:
+        """Where Ollama's REST API begins.
+
+        Raises:
+            RuntimeError: The server is not running.
+        """
+        return self.anthropic_base_url
 
     def script(self, *behaviours: Behaviour) -> None:
         """Say what happens to the next requests, in the order of their arrival; adds to what was said before.
@@ -195,15 +219,28 @@ class DemoServer:
 
             return Route(path, call, methods=["POST"])
 
-        async def models(request: Request) -> Response:
-            return JSONResponse(model_list())
+        async def gemini(request: Request) -> Exchange | Response:
+            wire = GenerateContent.at(request.path_params["call"], request.query_params)
+            if wire is None:
+                raise HTTPException(404)
+            return await self._receive(wire, request, stopping)
+
+        def listing(path: str, body: Callable[[], dict[str, Any]]) -> Route:
+            async def models(request: Request) -> Response:
+                return JSONResponse(body())
+
+            return Route(path, models, methods=["GET"])
 
         return Starlette(
             routes=[
                 endpoint(CHAT_COMPLETIONS, "/v1/chat/completions"),
                 endpoint(TEXT_COMPLETIONS, "/v1/completions"),
                 endpoint(MESSAGES, "/v1/messages"),
-                Route("/v1/models", models, methods=["GET"]),
+                Route("/v1beta/models/{call:path}", gemini, methods=["POST"]),
+                endpoint(CHAT, "/api/chat"),
+                listing("/v1/models", model_list),
+                listing("/v1beta/models", gemini_models),
+                listing("/api/tags", ollama_models),
             ],
             exception_handlers={HTTPException: _not_served},
         )

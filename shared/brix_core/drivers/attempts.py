@@ -6,7 +6,7 @@ from asyncio import CancelledError
 from collections.abc import Sequence
 from typing import Any, Self
 
-from brix_core.call import PARTIAL_CHARACTERS, Attempt, CallRequest, CallResponse, Limits, Outcome
+from brix_core.call import PARTIAL_CHARACTERS, Attempt, CallRequest, CallResponse, ChunkHook, Limits, Outcome
 from brix_core.clock import Clock
 from brix_core.errors import BrixBudgetError, BrixInternalError, BrixTimeoutError, TimeoutKind
 from brix_core.failures import classify, is_control_flow
@@ -61,7 +61,7 @@ def begin(request: CallRequest, clock: Clock) -> Attempt:
         )
     endpoint = request.endpoint
     attempt = Attempt(endpoint=endpoint.identity, model=request.model, provider=endpoint.provider, started=clock.now())
-    request.call.attempts.append(attempt)
+    request.call.begun(attempt)
     return attempt
 
 
@@ -92,6 +92,12 @@ def _outcome(error: BaseException) -> Outcome:
     return "refused" if isinstance(error, BrixBudgetError) else "failed"
 
 
+def summed_up(tap: Tap, request: CallRequest) -> CallResponse:
+    """The response that a stream has made."""
+    sum_up = request.endpoint.assemble if request.keep else request.endpoint.finish
+    return sum_up(tap.chunks, tap.text, request)
+
+
 def as_partial(response: CallResponse) -> CallResponse:
     """Mark a response as cut short by a time limit."""
     return response._replace(partial=True, finish_reason="timeout")
@@ -104,22 +110,29 @@ def is_collected(request: CallRequest) -> bool:
 
 
 class Tap:
-    """Passes the chunks of one attempt through its hooks, and keeps what is needed at the end.
+    """Passes the chunks of one attempt through its hooks, and keeps what is needed at the end. Made by `tapped`.
 
     Chunks without content are held back until the first with content, so that a provider that fails
     after its opening line can still be tried again.
+
+    Args:
+        request: Whose chunks they are.
+        clock: The time.
+        hooks: The request's, new for this attempt. The innermost sees a chunk first: what has arrived is paid for,
+            whoever stops the stream.
     """
 
     __slots__ = ("_clock", "_held", "_hooks", "_kept", "_read", "_request", "chunks", "texts")
 
-    def __init__(self, request: CallRequest, clock: Clock) -> None:
+    def __init__(self, request: CallRequest, clock: Clock, hooks: Sequence[ChunkHook]) -> None:
         self._request = request
         self._clock = clock
-        self._hooks = [hook.anew() if hasattr(hook, "anew") else hook for hook in request.hooks]
+        self._hooks = hooks
         self._read = request.endpoint.read_chunk
         self._held: list[Any] = []
         self._kept = 0
-        self.chunks: list[Any] = []
+        delivered = request.call.delivered
+        self.chunks: list[Any] = [] if delivered is None or not request.stream else delivered.anew()
         self.texts: list[str] = []
 
     def take(self, chunk: Any) -> Sequence[Any]:
@@ -148,17 +161,38 @@ class Tap:
             return ()
         return (chunk,)
 
-    def collect(self, chunk: Any) -> None:
-        """Look at a chunk that no consumer waits for: it may be lost to a retry."""
+    def collect(self, chunk: Any) -> str:
+        """Look at a chunk that no consumer waits for: it may be lost to a retry. Returns its text.
+
+        Raises:
+            Exception: Whatever a hook raises to stop the stream.
+        """
         text = self._read(chunk)
         self.chunks.append(chunk)
         if text:
             for hook in self._hooks:
                 hook(text)
             self.texts.append(text)
+        return text
+
+    def end(self) -> None:
+        """Tell the hooks that no more will come.
+
+        Raises:
+            Exception: Whatever a hook raises; what was not delivered may not be, then.
+        """
+        for hook in self._hooks:
+            finish = getattr(hook, "finish", None)
+            if finish is not None:
+                finish()
 
     def rest(self) -> Sequence[Any]:
-        """What is still held back at the end of the stream."""
+        """What is still held back at the end of the stream.
+
+        Raises:
+            Exception: Whatever a hook raises at the end.
+        """
+        self.end()
         if self._held:
             self._request.call.streamed = True
         return self._release()
@@ -172,6 +206,11 @@ class Tap:
     def text(self) -> str:
         """All text so far."""
         return "".join(self.texts)
+
+    @property
+    def shown(self) -> str:
+        """The text so far, as far as it may be shown to anybody."""
+        return self.text
 
     def _release(self) -> Sequence[Any]:
         held, self._held = self._held, []
@@ -204,4 +243,4 @@ class Waits:
             self._first_left = max(0.0, self._first_left - seconds)
 
 
-__all__ = ["LimitReachedError", "Tap", "Waits", "as_partial", "begin", "fail", "is_collected", "succeed"]
+__all__ = ["LimitReachedError", "Tap", "Waits", "as_partial", "begin", "fail", "is_collected", "succeed", "summed_up"]

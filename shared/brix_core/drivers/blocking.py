@@ -8,11 +8,24 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from brix_core.call import CallRequest, CallResponse
+from brix_core.call import Attempt, CallRequest, CallResponse
 from brix_core.clock import Clock
-from brix_core.drivers.attempts import LimitReachedError, Tap, Waits, as_partial, begin, fail, is_collected, succeed
+from brix_core.drivers.attempts import (
+    LimitReachedError,
+    Tap,
+    Waits,
+    as_partial,
+    begin,
+    fail,
+    is_collected,
+    succeed,
+    summed_up,
+)
+from brix_core.drivers.gathering import SideBySide
+from brix_core.drivers.hold_back import tapped
+from brix_core.drivers.lookups import retrieved
 from brix_core.drivers.workers import EndOfSourceError, Pump, submit
-from brix_core.flow import Effect, Flow, ModelCall, Run, Sleep
+from brix_core.flow import Effect, Flow, Gather, ModelCall, Retrieve, Run, Sleep
 
 
 def run(flow: Flow, clock: Clock) -> CallResponse:
@@ -71,23 +84,39 @@ def _perform(effect: Effect, clock: Clock) -> Any:
         return clock.sleep(effect.seconds, effect.wakeup)
     if isinstance(effect, Run):
         return effect.function()
+    if isinstance(effect, Gather):
+        return SideBySide(effect.flows, clock, _send, _failed, _perform).run()
+    if isinstance(effect, Retrieve):
+        return retrieved(effect)
     return effect.operation(*effect.arguments)
 
 
 def _call(request: CallRequest, clock: Clock) -> CallResponse:
     attempt = begin(request, clock)
     try:
-        if is_collected(request):
-            return succeed(attempt, _collect(request, clock), clock)
-        if request.limits.call is None:
-            return succeed(attempt, request.endpoint.call(request), clock)
-        job = submit(partial(request.endpoint.call, request))
-        if not job.wait(request.limits.call):
-            raise LimitReachedError(request.limits.call_kind)
-        if job.error is not None:
-            raise job.error
-        return succeed(attempt, job.result, clock)
+        response = _send(request, clock)
     except BaseException as error:
+        return _failed(request, attempt, error, clock)
+    return succeed(attempt, response, clock)
+
+
+def _send(request: CallRequest, clock: Clock) -> CallResponse:
+    if is_collected(request):
+        return _collect(request, clock)
+    if request.limits.call is None:
+        return request.endpoint.call(request)
+    job = submit(partial(request.endpoint.call, request))
+    if not job.wait(request.limits.call):
+        raise LimitReachedError(request.limits.call_kind)
+    if job.error is not None:
+        raise job.error
+    response: CallResponse = job.result
+    return response
+
+
+def _failed(request: CallRequest, attempt: Attempt, error: BaseException, clock: Clock) -> CallResponse:
+    """Note how an attempt failed. Gives the empty answer where time limits are to leave what has arrived."""
+    try:
         fail(attempt, error, clock)
         if isinstance(error, LimitReachedError):
             if request.limits.keep_partial:
@@ -95,41 +124,45 @@ def _call(request: CallRequest, clock: Clock) -> CallResponse:
             raise error.as_error(request, attempt) from None
         if isinstance(error, StopIteration):  # an exhausted fake; inside a generator it would be mangled
             raise RuntimeError(f"{request.endpoint.identity} raised StopIteration") from error
-        raise
+        raise error
+    finally:
+        del error  # no cycle through the traceback
 
 
 def _collect(request: CallRequest, clock: Clock) -> CallResponse:
     """Read a stream into one response, so that a timeout leaves what has arrived."""
-    tap = Tap(request, clock)
+    tap = tapped(request, clock)
     source = _chunks(request, tap, clock)
     try:
         for chunk in source:
             tap.collect(chunk)
     except LimitReachedError as error:
         if not request.limits.keep_partial:
-            raise error.after(tap.text) from None
+            raise error.after(tap.shown) from None
+        tap.end()
         return as_partial(request.endpoint.assemble(tap.chunks, tap.text, request))
     finally:
         source.close()
+    tap.end()
     return request.endpoint.assemble(tap.chunks, tap.text, request)
 
 
 def _stream(request: CallRequest, clock: Clock) -> Generator[Any, None, CallResponse]:
     attempt = begin(request, clock)
-    tap = Tap(request, clock)
+    tap = tapped(request, clock)
     source = _chunks(request, tap, clock)
     try:
         for chunk in source:
             yield from tap.take(chunk)
         yield from tap.rest()
-        return succeed(attempt, request.endpoint.finish(tap.chunks, tap.text, request), clock)
+        return succeed(attempt, summed_up(tap, request), clock)
     except BaseException as error:
         fail(attempt, error, clock)
         if isinstance(error, LimitReachedError):
             if request.limits.keep_partial:
                 yield from tap.rest()
-                return as_partial(request.endpoint.finish(tap.chunks, tap.text, request))
-            raise error.as_error(request, attempt, tap.text) from None
+                return as_partial(summed_up(tap, request))
+            raise error.as_error(request, attempt, tap.shown) from None
         raise
     finally:
         source.close()

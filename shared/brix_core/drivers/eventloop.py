@@ -11,8 +11,21 @@ from typing import Any
 from brix_core.call import CallRequest, CallResponse
 from brix_core.clock import Clock
 from brix_core.drivers.alarm import Alarm
-from brix_core.drivers.attempts import LimitReachedError, Tap, Waits, as_partial, begin, fail, is_collected, succeed
-from brix_core.flow import Effect, Flow, ModelCall, Run, Sleep
+from brix_core.drivers.attempts import (
+    LimitReachedError,
+    Tap,
+    Waits,
+    as_partial,
+    begin,
+    fail,
+    is_collected,
+    succeed,
+    summed_up,
+)
+from brix_core.drivers.gathering import gather
+from brix_core.drivers.hold_back import tapped
+from brix_core.drivers.lookups import aretrieved
+from brix_core.flow import Effect, Flow, Gather, ModelCall, Retrieve, Run, Sleep
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +97,10 @@ async def _perform(effect: Effect, clock: Clock) -> Any:
         return await clock.asleep(effect.seconds, effect.wakeup)
     if isinstance(effect, Run):
         return await asyncio.to_thread(effect.function)
+    if isinstance(effect, Gather):
+        return await gather(effect.flows, partial(arun, clock=clock))
+    if isinstance(effect, Retrieve):
+        return await aretrieved(effect)
     if effect.blocking:
         return await asyncio.to_thread(effect.operation, *effect.arguments)
     return effect.operation(*effect.arguments)
@@ -114,17 +131,19 @@ async def _call(request: CallRequest, clock: Clock) -> CallResponse:
 
 async def _collect(request: CallRequest, clock: Clock) -> CallResponse:
     """Read a stream into one response, so that a timeout leaves what has arrived."""
-    tap = Tap(request, clock)
+    tap = tapped(request, clock)
     source = _Source(request, tap)
     try:
         while True:
             try:
                 tap.collect(await source.next())
             except StopAsyncIteration:
+                tap.end()
                 return request.endpoint.assemble(tap.chunks, tap.text, request)
             except LimitReachedError as error:
                 if not request.limits.keep_partial:
-                    raise error.after(tap.text) from None
+                    raise error.after(tap.shown) from None
+                tap.end()
                 return as_partial(request.endpoint.assemble(tap.chunks, tap.text, request))
     finally:
         await source.aclose()
@@ -180,7 +199,7 @@ class _Stream:
         self.response: CallResponse | None = None
         self._clock = clock
         self._attempt = begin(request, clock)
-        self._tap = Tap(request, clock)
+        self._tap = tapped(request, clock)
         self._source: _Source | None = None
         self._ended = False
 
@@ -196,18 +215,20 @@ class _Stream:
             chunk = await self._source.next()
         except StopAsyncIteration:
             self._ended = True
-            response = self.request.endpoint.finish(self._tap.chunks, self._tap.text, self.request)
+            rest = self._tap.rest()
+            response = summed_up(self._tap, self.request)
             self.response = succeed(self._attempt, response, self._clock)
         except LimitReachedError as error:
             if not self.request.limits.keep_partial:
                 raise
             self._ended = True
             fail(self._attempt, error, self._clock)
-            self.response = as_partial(self.request.endpoint.finish(self._tap.chunks, self._tap.text, self.request))
+            rest = self._tap.rest()
+            self.response = as_partial(summed_up(self._tap, self.request))
         else:
             return self._tap.take(chunk)
         await self.aclose()
-        return self._tap.rest()
+        return rest
 
     async def failed(self, error: BaseException) -> BaseException:
         """Note a failure and close the provider's stream; returns what to throw into the flow."""
@@ -218,7 +239,7 @@ class _Stream:
         except Exception:  # what matters is why the attempt failed
             log.warning("closing the stream of %s failed too", self.request.endpoint.identity, exc_info=True)
         if isinstance(error, LimitReachedError):
-            return error.as_error(self.request, self._attempt, self._tap.text)
+            return error.as_error(self.request, self._attempt, self._tap.shown)
         return error
 
     def abandon(self, left: GeneratorExit) -> None:

@@ -11,8 +11,9 @@ from typing import Any
 from brix_core.call import PARTIAL_CHARACTERS, Attempt, CallRequest, CallResponse
 from brix_core.clock import Clock
 from brix_core.drivers.attempts import LimitReachedError, begin, fail, succeed
+from brix_core.drivers.lookups import retrieved
 from brix_core.errors import BrixInternalError
-from brix_core.flow import Effect, Flow, ModelCall, Run, Sleep
+from brix_core.flow import Effect, Flow, Gather, ModelCall, Retrieve, Run, Sleep
 
 
 class Stepwise:
@@ -56,7 +57,7 @@ class Stepwise:
         if limit is not None and now - attempt.started > limit:
             attempt.seconds = now - attempt.started
             raise LimitReachedError(request.limits.call_kind).as_error(request, attempt, call.partial_text)
-        for hook in request.hooks:
+        for hook in reversed(request.hooks):  # the innermost first, see `Tap`; nothing can be held back from here
             hook(text)
         if self._kept < PARTIAL_CHARACTERS:
             self._kept += len(text)
@@ -71,8 +72,15 @@ class Stepwise:
         Raises:
             Exception: Whatever a guard raises to refuse the answer.
         """
-        _, attempt = self._under_way()
-        return self._end(succeed(attempt, response, self._clock))
+        request, attempt = self._under_way()
+        response = succeed(attempt, response, self._clock)
+        try:
+            for hook in request.hooks if request.call.streamed else ():
+                if hasattr(hook, "finish"):
+                    hook.finish()
+        except Exception as error:
+            return self._end(error=error)
+        return self._end(response)
 
     def fail(self, error: BaseException) -> CallResponse:
         """The call has failed.
@@ -91,7 +99,7 @@ class Stepwise:
             Exception: `error` itself, or what the guards make of it.
         """
         request, attempt = self._under_way()
-        request.call.attempts.remove(attempt)
+        request.call.withdraw(attempt)
         return self._end(error=error)
 
     def close(self) -> None:
@@ -137,13 +145,15 @@ class Stepwise:
 
 
 def _perform(effect: Effect) -> Any:
-    if isinstance(effect, ModelCall | Sleep):
+    if isinstance(effect, ModelCall | Sleep | Gather):
         raise BrixInternalError(
             f"a guard asked for {type(effect).__name__}, which cannot be had here: this call can neither wait nor be "
             "made again"
         )
     if isinstance(effect, Run):
         return effect.function()
+    if isinstance(effect, Retrieve):
+        return retrieved(effect)
     return effect.operation(*effect.arguments)
 
 

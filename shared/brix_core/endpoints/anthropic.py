@@ -132,6 +132,17 @@ class AnthropicEndpoint(SDKEndpoint):
 
         return [self.piece(getattr(types, _EVENTS[event["type"]]).construct(**event)) for event in events_of(response)]
 
+    def unpack(self, data: Any) -> Any:
+        """See `Endpoint`."""
+        from anthropic.types import Message
+
+        return Message.construct(**data)
+
+    def _unpacked_chunk(self, data: Any) -> Any:
+        from anthropic import types
+
+        return getattr(types, _EVENTS[data["type"]]).construct(**data)
+
     def _provider(self) -> str | None:
         name = type(self._client).__name__
         if "Bedrock" in name or "AWS" in name:

@@ -173,6 +173,22 @@ class LLMClientEndpoint:
     def _piece(self, text: Any) -> StreamPiece:
         return StreamPiece(_checked(text, self._client, "stream"), text, text, self)
 
+    def pack(self, raw: Any) -> Any:
+        """The text."""
+        return raw
+
+    def unpack(self, data: Any) -> Any:
+        """The text."""
+        return data
+
+    def pack_chunks(self, chunks: Sequence[StreamPiece]) -> list[Any]:
+        """Their texts."""
+        return [chunk.text for chunk in chunks]
+
+    def unpack_chunks(self, data: Sequence[Any]) -> Iterator[StreamPiece]:
+        """The texts as pieces."""
+        return map(self._piece, data)
+
     def _answer(self, text: Any) -> CallResponse:
         return CallResponse(text=_checked(text, self._client, "complete"), model=self._model, raw=text)
 

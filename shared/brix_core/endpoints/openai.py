@@ -119,6 +119,17 @@ class OpenAIEndpoint(SDKEndpoint):
 
         return [self.piece(ChatCompletionChunk.construct(**chunk_of(response)))]
 
+    def unpack(self, data: Any) -> Any:
+        """See `Endpoint`."""
+        from openai.types.chat import ChatCompletion
+
+        return ChatCompletion.construct(**data)
+
+    def _unpacked_chunk(self, data: Any) -> Any:
+        from openai.types.chat import ChatCompletionChunk
+
+        return ChatCompletionChunk.construct(**data)
+
     def _provider(self) -> str | None:
         name = type(self._client).__name__
         if "Azure" in name:

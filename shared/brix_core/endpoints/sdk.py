@@ -62,6 +62,7 @@ class SDKEndpoint(ABC):
     Args:
         client: The SDK's client; left as it is.
         model: The model it is asked for when a call names none.
+        owned: Whether nobody else uses the client: its connections are closed with their event loop.
 
     Raises:
         BrixConfigurationError: The client cannot be copied with its retries switched off.
@@ -71,12 +72,13 @@ class SDKEndpoint(ABC):
     streams = True
     sdk: ClassVar[str]
 
-    def __init__(self, client: Any, model: str | None = None) -> None:
+    def __init__(self, client: Any, model: str | None = None, *, owned: bool = False) -> None:
         self._client = _without_retries(client, self.sdk)
         self._transport = Transport(
             self._client,
             is_async=any(base.__name__ == "AsyncAPIClient" for base in type(client).__mro__),
             copy=partial(_with_own_pool, self._client, self.sdk),
+            owned=owned,
         )
         self._model = model
         url = urlsplit(str(self._client.base_url))
@@ -99,6 +101,11 @@ class SDKEndpoint(ABC):
     def default_model(self) -> str | None:
         """The model asked for when a call names none."""
         return self._model
+
+    @property
+    def transport(self) -> Transport:
+        """What calls the client, from threads and from event loops."""
+        return self._transport
 
     @cached_property
     def identity(self) -> str:
@@ -179,6 +186,26 @@ class SDKEndpoint(ABC):
         """The billed text in a chunk."""
         return chunk.billed
 
+    def pack(self, raw: Any) -> Any:
+        """The SDK's answer as JSON."""
+        return raw.model_dump(mode="json", exclude_unset=True)
+
+    @abstractmethod
+    def unpack(self, data: Any) -> Any:
+        """The SDK's answer."""
+
+    def pack_chunks(self, chunks: Sequence[StreamPiece]) -> list[Any]:
+        """The SDK's chunks as JSON."""
+        return [chunk.raw.model_dump(mode="json", exclude_unset=True) for chunk in chunks]
+
+    def unpack_chunks(self, data: Sequence[Any]) -> Iterator[StreamPiece]:
+        """The SDK's chunks, read."""
+        return (self.piece(self._unpacked_chunk(chunk)) for chunk in data)
+
+    @abstractmethod
+    def _unpacked_chunk(self, data: Any) -> Any:
+        """The SDK's chunk."""
+
     @abstractmethod
     def piece(self, chunk: Any) -> StreamPiece:
         """Read one of the SDK's chunks."""
@@ -201,7 +228,7 @@ class SDKEndpoint(ABC):
         if stream:
             arguments["stream"] = True
         if "timeout" not in arguments and (bound := patience(request)) is not None:
-            arguments["timeout"] = _shorter(self._client.timeout, bound)
+            arguments["timeout"] = shorter(self._client.timeout, bound)
         return lambda client: self._create(client)(**arguments)
 
     @cached_property
@@ -259,7 +286,7 @@ def patience(request: CallRequest) -> float | None:
     return None
 
 
-def _shorter(own: Any, bound: float) -> Any:
+def shorter(own: Any, bound: float) -> Any:
     """The client's own timeout, nowhere longer than `bound`."""
     if own is None:
         return bound
@@ -310,4 +337,5 @@ __all__ = [
     "patience",
     "put",
     "sent_body",
+    "shorter",
 ]

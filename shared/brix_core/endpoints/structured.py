@@ -61,7 +61,7 @@ def output_format(schema: ResponseSchema) -> dict[str, Any] | None:
     except ImportError:  # an older SDK
         return None
     strict = schema.strict_json_schema()
-    if strict is None or _is_recursive(strict):
+    if strict is None or is_recursive(strict):
         return None
     try:
         return {"type": "json_schema", "schema": transform_schema(strict)}
@@ -69,7 +69,13 @@ def output_format(schema: ResponseSchema) -> dict[str, Any] | None:
         return None
 
 
-def _is_recursive(schema: dict[str, Any]) -> bool:
+def is_recursive(schema: dict[str, Any]) -> bool:
+    """Whether a part of the schema leads back to itself, or to what is not there.
+
+    Example:
+        >>> is_recursive({"$ref": "#/$defs/A", "$defs": {"A": {"items": {"$ref": "#/$defs/A"}}}})
+        True
+    """
     definitions = {
         f"#/{group}/{name}": part for group in ("$defs", "definitions") for name, part in schema.get(group, {}).items()
     }
@@ -95,4 +101,4 @@ def _references(part: Any) -> Iterator[str]:
             yield from _references(below)
 
 
-__all__ = ["AZURE_SINCE", "has_json_schema", "has_output_format", "output_format", "response_format"]
+__all__ = ["AZURE_SINCE", "has_json_schema", "has_output_format", "is_recursive", "output_format", "response_format"]

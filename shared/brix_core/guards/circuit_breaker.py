@@ -13,7 +13,7 @@ endpoint's, shared by all sessions.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from brix_core import checks
 from brix_core.call import CallRequest
@@ -57,6 +57,20 @@ class _State(NamedTuple):
     era: int = 0
 
 
+class BreakerState(NamedTuple):
+    """What the breaker of one endpoint is doing.
+
+    Attributes:
+        state: ``"closed"`` lets calls pass, ``"open"`` refuses them, ``"half_open"`` lets probes through.
+        failures: Failures in a row, while it is closed.
+        retry_after: Seconds until a probe is admitted; 0 when one may be now.
+    """
+
+    state: Literal["closed", "open", "half_open"]
+    failures: int = 0
+    retry_after: float = 0.0
+
+
 class _Permit(NamedTuple):
     """Leave to call, or not."""
 
@@ -82,9 +96,17 @@ class CircuitBreakerGuard:
         self._store = store
         self._clock = clock
 
+    def state_of(self, identity: str) -> BreakerState:
+        """The breaker of the endpoint with this identity, now. Asks the store, in place."""
+        record: _State | None = self._store.update(_key(identity), lambda state: (state, state))
+        if record is None or record.opened_at is None:
+            return BreakerState("closed", record.failures if record else 0)
+        rest = record.opened_at + self.config.circuit_open_seconds - self._clock.now()
+        return BreakerState("open", retry_after=rest) if rest > 0.0 else BreakerState("half_open")
+
     def flow(self, request: CallRequest, proceed: Proceed) -> Flow:
         """Guard one attempt."""
-        key = f"breaker:{request.endpoint.identity}"
+        key = _key(request.endpoint.identity)
         permit: _Permit = yield StoreOp(self._store.update, (key, self._enter), self._store.blocking)
         if not permit.admitted:
             raise BrixCircuitOpenError(
@@ -147,4 +169,8 @@ class CircuitBreakerGuard:
         return state._replace(successes=successes)
 
 
-__all__ = ["CircuitBreakerConfig", "CircuitBreakerGuard"]
+def _key(identity: str) -> str:
+    return f"breaker:{identity}"
+
+
+__all__ = ["BreakerState", "CircuitBreakerConfig", "CircuitBreakerGuard"]

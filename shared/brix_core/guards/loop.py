@@ -10,6 +10,9 @@ What a loop is stands in `brix_core.looping.loops`. The guard looks in three pla
   such a turn; an answer that was streamed cannot be taken back, so the next call of the prompt carries the turn;
 - within an answer, at text that degenerates into repetition. A stream is cut off.
 
+Of several answers to one prompt that are asked for side by side (`LogicalCall.sample`) only the first is remembered and
+judged: they are meant to be alike. What is looked at before a call, and within an answer, holds for each.
+
 After `diversity_attempts` such turns in vain, `BrixLoopError`. An application does not see the turns and does not send
 them again; once its conversation has got on, they are counted afresh.
 """
@@ -170,7 +173,8 @@ class LoopGuard:
         if loop is not None:
             injections = state.injected.get(conversation, 0)
             response = yield from self._ask_otherwise(request, proceed, loop, injections)
-            state.count_injection(conversation, injections + 1)
+            if not request.call.sample:
+                state.count_injection(conversation, injections + 1)
             injections = 0
         else:
             state.injected.pop(conversation, None)
@@ -233,7 +237,7 @@ class LoopGuard:
             repetition = repetition_in(response.text)
             if repetition is not None:
                 return _loop_of_text(repetition)
-        if not prompt:
+        if not prompt or request.call.sample:
             return None
         answer = _Answer(prompt, of_response(response), injections)
         loop: Loop | None = None

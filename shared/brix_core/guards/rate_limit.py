@@ -81,12 +81,14 @@ class RateLimitGuard:
         config: Its options.
         store: Where the buckets are.
         clock: The time.
+        account: Whose rate it is, whatever the session and the provider; that of ``rate_limit_scope`` when left out.
     """
 
     name = "rate_limit"
 
-    def __init__(self, config: RateLimitConfig, store: Store, clock: Clock) -> None:
+    def __init__(self, config: RateLimitConfig, store: Store, clock: Clock, account: str | None = None) -> None:
         self.config = config
+        self._account = account
         self._store = store
         self._clock = clock
         self._lines = Lines(store, clock)
@@ -121,7 +123,10 @@ class RateLimitGuard:
     def _wait(self, request: CallRequest, key: str, pace: _Pace, tokens: float) -> Generator[Effect, Any, None]:
         """Stand in line until the buckets give what the call needs."""
         waited = yield from self._lines.take(
-            key, lambda now: self._demands(key, pace.at(now), tokens), request.deadline
+            key,
+            lambda now: self._demands(key, pace.at(now), tokens),
+            request.deadline,
+            alone=request.call.blocks_a_loop,
         )
         if waited > 0.001:
             request.call.decide("rate_limit", "waited", seconds=round(waited, 6))
@@ -158,6 +163,8 @@ class RateLimitGuard:
         return float(needed)
 
     def _key(self, request: CallRequest) -> str:
+        if self._account is not None:
+            return f"rate:account:{self._account}"
         if self.config.rate_limit_scope == "provider":
             return f"rate:provider:{request.endpoint.provider or request.endpoint.identity}"
         return f"rate:session:{request.session.session_id}"

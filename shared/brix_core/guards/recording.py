@@ -10,25 +10,23 @@ from __future__ import annotations
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol, cast
 
 from brix_core import checks
-from brix_core.audit.canonical import canonical, parsed
-from brix_core.audit.recordings import Record, packed_error, prompt_key, schemas_hash
+from brix_core.audit.recordings import Record, packed_error, schemas_hash
 from brix_core.call import PARSED, CallRequest, CallResponse, PackingEndpoint
 from brix_core.clock import Clock
-from brix_core.conversation import Codec
 from brix_core.errors import BrixConfigurationError
 from brix_core.flow import Flow, Proceed, StoreOp
 
 log = logging.getLogger(__name__)
 
-MAX_PREFIXES: Final = 256
-"""Sessions whose last prompt is remembered, so that the next one need not be written whole."""
+MAX_FILES: Final = 256
+"""Files whose last record is remembered, so that the next one need not be written whole."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,20 +63,11 @@ class Recorder(Protocol):
         ...
 
 
-class _Known(NamedTuple):
-    """A prompt that was seen: by value, and as JSON."""
-
-    codec: Codec
-    snapshot: Any
-    messages: list[Any]
-    key: str
-
-
 class _Written(NamedTuple):
     """The last record of a file."""
 
     run_id: str
-    messages: list[Any]
+    messages: Sequence[Any]
 
 
 class RecordingGuard:
@@ -97,7 +86,6 @@ class RecordingGuard:
         self._file_of = file_of
         self._clock = clock
         self._lock = threading.Lock()
-        self._known: OrderedDict[str, _Known] = OrderedDict()
         self._written: OrderedDict[Path, _Written] = OrderedDict()
 
     def flow(self, request: CallRequest, proceed: Proceed) -> Flow:
@@ -123,7 +111,7 @@ class RecordingGuard:
 
     def _begun(self, request: CallRequest) -> Record:
         call, endpoint = request.call, request.endpoint
-        known = self._prompt(request)
+        messages, key = request.conversation.as_json()
         return Record(
             run_id=call.run_id,
             session_id=call.session.session_id,
@@ -131,30 +119,10 @@ class RecordingGuard:
             model=request.model,
             prompt_hash=request.conversation.sha256(),
             schemas=schemas_hash(endpoint.schemas(request.params)),
-            messages=known.messages,
-            key=known.key,
+            messages=messages,
+            key=key,
             stream=request.stream,
         )
-
-    def _prompt(self, request: CallRequest) -> _Known:
-        """The prompt as JSON. What a session's last prompt had too is not made again."""
-        codec, messages = request.conversation.codec, request.conversation.messages
-        session_id = request.session.session_id
-        with self._lock:
-            known = self._known.get(session_id)
-        fits = known is not None and known.codec is codec and len(known.messages) <= len(messages)
-        if known is None or not fits or not codec.extends(known.snapshot, messages):
-            known = _Known(codec, None, [], "")
-        fresh = [parsed(canonical(codec.to_dict(message))) for message in messages[len(known.messages) :]]
-        if fresh:
-            snapshot, key = codec.snapshot(messages, known.snapshot), prompt_key(fresh, known.key)
-            known = _Known(codec, snapshot, [*known.messages, *fresh], key)
-        with self._lock:
-            self._known[session_id] = known
-            self._known.move_to_end(session_id)
-            if len(self._known) > MAX_PREFIXES:
-                self._known.popitem(last=False)
-        return known
 
     def _write(self, record: Record, request: CallRequest, response: CallResponse | None) -> Flow:
         try:
@@ -174,7 +142,7 @@ class RecordingGuard:
             line = record.line(None if last is None or not keep else last.run_id, keep)
             self._written[path] = _Written(record.run_id, record.messages)
             self._written.move_to_end(path)
-            if len(self._written) > MAX_PREFIXES:
+            if len(self._written) > MAX_FILES:
                 self._written.popitem(last=False)
         return line
 
@@ -231,10 +199,10 @@ def _delivered(chunks: DeliveredChunks, request: CallRequest, whole: bool) -> li
     return [(after, chunk) for (after, _), chunk in zip(given, packed, strict=True)]
 
 
-def _shared(before: list[Any], now: list[Any]) -> int:
+def _shared(before: Sequence[Any], now: Sequence[Any]) -> int:
     """How many messages a prompt has in common with an earlier one that it goes on from."""
     count = len(before)
     return count if 0 < count <= len(now) and now[count - 1] is before[count - 1] else 0
 
 
-__all__ = ["MAX_PREFIXES", "DeliveredChunks", "Recorder", "RecordingConfig", "RecordingGuard"]
+__all__ = ["MAX_FILES", "DeliveredChunks", "Recorder", "RecordingConfig", "RecordingGuard"]

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from brix_core import checks
-from brix_core.call import CallRequest, CallResponse, Deadline, Endpoint
+from brix_core.call import PARSED, CallRequest, CallResponse, Deadline, Endpoint
 from brix_core.clock import Clock
 from brix_core.errors import (
     BrixConfigurationError,
@@ -41,9 +41,6 @@ from brix_core.flow import Flow, Proceed
 
 if TYPE_CHECKING:
     from brix_core.structured.response_schema import ResponseSchema
-
-PARSED: Final = "parsed"
-"""Where a valid instance is in `LogicalCall.metadata`: the response of a stream reaches no consumer."""
 
 REJECTED: Final = "rejected"
 """Where the last response that does not fit is in `LogicalCall.metadata`."""

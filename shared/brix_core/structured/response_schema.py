@@ -125,6 +125,12 @@ class ResponseSchema:
     def __repr__(self) -> str:
         return f"ResponseSchema({self.name!r})"
 
+    @property
+    def identity(self) -> str:
+        """Its source by name, and what reads it: part of the key under which an answer is cached."""
+        source = self.source
+        return f"{source.__module__}.{source.__qualname__}" if isinstance(source, type) else ""
+
     @classmethod
     def of(cls, schema: Any) -> ResponseSchema:
         """Compile a schema.
@@ -207,6 +213,17 @@ class ResponseSchema:
         if problems:
             raise SchemaMismatch(problems, "")
         return instance
+
+    def to_json(self, instance: Any) -> Any:
+        """An instance as JSON, of which `validate` makes it again.
+
+        Example:
+            >>> class City(BaseModel):
+            ...     name: str
+            >>> ResponseSchema.of(City).to_json(City(name="Oslo"))
+            {'name': 'Oslo'}
+        """
+        return instance if self._adapter is None else self._adapter.dump_python(instance, mode="json", by_alias=True)
 
     def read(self, text: str) -> Any:
         """Find the instance in what a model wrote: the first of `brix_core.structured.extraction.candidates` that fits.

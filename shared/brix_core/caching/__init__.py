@@ -1,0 +1,1 @@
+"""What the cache guard is made of: keys of requests, kept answers, and identical requests that share one call."""

@@ -1,0 +1,1 @@
+"""The models an engine asks; see `brix_core.enforcement.adapters`."""

@@ -1,0 +1,113 @@
+"""Sets of patterns, compiled once.
+
+A pattern is words with white space between them: ``lethal dose``. Each word matches at word edges, in its regular
+inflections (plural, third person, past, -ing); ``=word`` takes the word as it is. ``...`` is a gap of up to six words
+within 80 characters of the folded copy, not across a blank line. ``(a|b)`` are alternatives; each may be several words.
+``self-harm`` also matches "self harm" and "selfharm".
+
+The automaton is pyahocorasick, the extra ``regulated``.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Mapping
+from importlib import import_module
+
+from brix_core.errors import BrixConfigurationError
+from brix_core.regulated.evasion import variants
+from brix_core.regulated.folding import Folded, fold
+from brix_core.regulated.grammar import GrammarError, Phrase, phrases
+from brix_core.regulated.scanning import Automaton, Beginnings, Entry, Match, Owner, StreamScan, grouped, scan
+
+__all__ = ["Match", "PatternError", "PatternSet", "variants"]
+
+
+class PatternError(BrixConfigurationError):
+    """A pattern cannot be used.
+
+    Args:
+        rule: The rule it belongs to.
+        pattern: The pattern as written.
+        why: What is wrong with it, and what to do.
+    """
+
+    def __init__(self, rule: str, pattern: object, why: str) -> None:
+        super().__init__(f"rule {rule!r}: pattern {pattern!r} cannot be used: {why}")
+        self.rule = rule
+        self.pattern = pattern
+        self.why = why
+
+
+class PatternSet:
+    """Patterns of many rules, looked for in one pass.
+
+    Args:
+        rules: The patterns of each rule, by the rule's name.
+
+    Attributes:
+        longest: Characters of a folded copy that a match may take at most, letters apart and gaps filled.
+
+    Raises:
+        PatternError: A pattern is no text, empty, has a gap at an edge, or stands for too many phrases.
+        BrixConfigurationError: pyahocorasick is absent.
+
+    Example:
+        >>> patterns = PatternSet({"dosage": ["(maximum|highest) ... dose"], "poison": ["lethal dose"]})
+        >>> patterns.scan("What is the m@ximum safe daily d-o-s-e?")
+        [Match(rule='dosage', pattern='(maximum|highest) ... dose', start=12, end=38)]
+        >>> patterns.scan("The maximum length of a stethoscope")
+        []
+    """
+
+    def __init__(self, rules: Mapping[str, Iterable[str]]) -> None:
+        owners: dict[Hashable, dict[Owner, None]] = defaultdict(dict)
+        made: dict[Hashable, Phrase] = {}
+        for rule, written in rules.items():
+            if isinstance(written, str) or not isinstance(written, Iterable):
+                raise PatternError(rule, written, "the patterns of a rule are a list of texts")
+            for pattern in written:
+                try:
+                    read = phrases(pattern)
+                except GrammarError as error:
+                    raise PatternError(rule, pattern, str(error)) from None
+                for phrase in read:
+                    made.setdefault(phrase.key, phrase)
+                    owners[phrase.key][Owner(rule, pattern)] = None
+        entries = [Entry(phrase, tuple(owners[key])) for key, phrase in made.items()]
+        self._automaton = _automaton(entries)
+        self._beginnings = Beginnings(entries)
+        self.longest = max((entry.phrase.reach for entry in entries), default=0)
+
+    def scan(self, text: str | Folded) -> list[Match]:
+        """Find every pattern in a text.
+
+        Args:
+            text: The text, or what `fold` made of it.
+
+        Returns:
+            Matches by their place in the original text: for every pattern and every place where it begins, its end.
+        """
+        folded = fold(text) if isinstance(text, str) else text
+        if self._automaton is None or not folded.text:
+            return []
+        return scan(self._automaton, folded)
+
+    def stream(self) -> StreamScan:
+        """A scan of a text that comes in pieces."""
+        return StreamScan(self._beginnings)
+
+
+def _automaton(entries: list[Entry]) -> Automaton | None:
+    try:
+        ahocorasick = import_module("ahocorasick")
+    except ImportError as error:
+        raise BrixConfigurationError('patterns need pyahocorasick: pip install "brix-guards[regulated]"') from error
+    if not entries:
+        return None
+    made = ahocorasick.Automaton()
+    for group in grouped(entries):
+        made.add_word(group.anchor, group)
+    made.make_automaton()
+    automaton: Automaton = made
+    return automaton
