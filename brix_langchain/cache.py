@@ -15,7 +15,7 @@ from typing_extensions import override
 from brix_core.cache import MISSING, Cache, InMemoryCache
 from brix_core.errors import BrixConfigurationError
 from brix_langchain.live_state import SharedByCopies
-from brix_langchain.partial_answers import _is_partial
+from brix_langchain.partial_answers import is_partial
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class BrixCache(SharedByCopies, BaseCache):
 
     @override
     def update(self, prompt: str, llm_string: str, return_val: RETURN_VAL_TYPE) -> None:
-        if _is_partial(return_val):
+        if is_partial(return_val):
             return
         try:
             kept = copy.deepcopy(list(return_val))

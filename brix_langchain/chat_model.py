@@ -26,9 +26,10 @@ from brix_core.session import current_session_id
 from brix_langchain.binding import bound_arguments, rebind
 from brix_langchain.endpoint import ChatModelEndpoint
 from brix_langchain.inside import described
+from brix_langchain.kept_answers import keeping_answers
 from brix_langchain.live_state import OneForAllCopies
-from brix_langchain.partial_answers import awith_ending, marked_result, with_ending, without_partial_answers
 from brix_langchain.refusals import RefusalsAreFinal
+from brix_langchain.response_metadata import atold_chunks, told_chunks, told_result
 from brix_langchain.schema_binding import digest, structured_output
 from brix_langchain.sessions import session_of
 from brix_langchain.structured import ASKED, Asked
@@ -103,7 +104,8 @@ class GuardedChatModel(TellsOfItsGuards, OneForAllCopies, RefusalsAreFinal, Base
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        return marked_result(self._pipeline.call(self._request(messages, stop, run_manager, kwargs)))
+        request = self._request(messages, stop, run_manager, kwargs)
+        return told_result(self._pipeline.call(request), request)
 
     @override
     async def _agenerate(
@@ -113,7 +115,8 @@ class GuardedChatModel(TellsOfItsGuards, OneForAllCopies, RefusalsAreFinal, Base
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        return marked_result(await self._pipeline.acall(self._request(messages, stop, run_manager, kwargs)))
+        request = self._request(messages, stop, run_manager, kwargs)
+        return told_result(await self._pipeline.acall(request), request)
 
     @override
     def _stream(
@@ -124,8 +127,7 @@ class GuardedChatModel(TellsOfItsGuards, OneForAllCopies, RefusalsAreFinal, Base
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
         request = self._request(messages, stop, run_manager, kwargs, stream=True)
-        chunks = self._pipeline.stream(request)
-        return with_ending(chunks, request) if self._keeps_partial else chunks
+        return told_chunks(self._pipeline.stream(request), request, keeps_partial=self._keeps_partial)
 
     @override
     def _astream(
@@ -136,8 +138,7 @@ class GuardedChatModel(TellsOfItsGuards, OneForAllCopies, RefusalsAreFinal, Base
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
         request = self._request(messages, stop, run_manager, kwargs, stream=True)
-        chunks = self._pipeline.astream(request)
-        return awith_ending(chunks, request) if self._keeps_partial else chunks
+        return atold_chunks(self._pipeline.astream(request), request, keeps_partial=self._keeps_partial)
 
     def _request(
         self,
@@ -294,13 +295,13 @@ class GuardedChatModel(TellsOfItsGuards, OneForAllCopies, RefusalsAreFinal, Base
         return "|".join((own, *others, *([] if schema is None else [digest(schema)])))
 
     def _generate_with_cache(self, messages: list[BaseMessage], *args: Any, **kwargs: Any) -> ChatResult:
-        asked = without_partial_answers(self) if self._keeps_partial else self
+        asked, messages = keeping_answers(self, messages)
         return super(GuardedChatModel, asked)._generate_with_cache(messages, *args, **kwargs)
 
     def _agenerate_with_cache(
         self, messages: list[BaseMessage], *args: Any, **kwargs: Any
     ) -> Coroutine[Any, Any, ChatResult]:
-        asked = without_partial_answers(self) if self._keeps_partial else self
+        asked, messages = keeping_answers(self, messages)
         return super(GuardedChatModel, asked)._agenerate_with_cache(messages, *args, **kwargs)
 
     def _combine_llm_outputs(self, llm_outputs: list[dict[str, Any] | None]) -> dict[str, Any]:

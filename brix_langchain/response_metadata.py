@@ -11,7 +11,7 @@ from contextlib import aclosing, closing
 from typing import Any, cast
 
 from langchain_core.messages import AIMessageChunk, BaseMessage
-from langchain_core.outputs import ChatGenerationChunk, ChatResult, Generation
+from langchain_core.outputs import ChatGenerationChunk, ChatResult
 
 from brix_core.call import CallRequest, CallResponse
 from brix_core.response_metadata import BRIX, metadata_of
@@ -87,12 +87,6 @@ class _Ending:
         return self._last
 
 
-def told_generations(generations: Sequence[Generation], request: CallRequest) -> None:
-    """Have the texts of a string LLM tell of their call, in ``generation_info["brix"]``."""
-    for generation in generations:
-        generation.generation_info = {**(generation.generation_info or {}), BRIX: metadata_of(request.call)}
-
-
 def without_metadata(message: BaseMessage) -> BaseMessage:
     """The message as it would be without guards; itself, where it tells of none.
 
@@ -113,4 +107,4 @@ def _tell(message: BaseMessage, request: CallRequest) -> None:
     message.response_metadata = {**message.response_metadata, BRIX: metadata_of(request.call)}
 
 
-__all__ = ["atold_chunks", "told_chunks", "told_generations", "told_result", "without_metadata"]
+__all__ = ["atold_chunks", "told_chunks", "told_result", "without_metadata"]

@@ -29,6 +29,7 @@ from brix_llamaindex.events import tagged
 from brix_llamaindex.messages import CODEC, MessageCodec, Prompt, field, prompt_of, tool_calls_of, tool_name
 from brix_llamaindex.offload import in_worker, iterate_in_worker
 from brix_llamaindex.packing import packed, packed_chunks, unpacked, unpacked_chunks
+from brix_llamaindex.response_metadata import without_metadata
 from brix_llamaindex.usage import finish_reason_of, usage_of, usage_of_stream
 
 if TYPE_CHECKING:
@@ -330,7 +331,7 @@ class LLMEndpoint:
         if request.output_cap is not None:
             llm, kwargs = self._cap.apply(llm, kwargs, request.output_cap)
         if prompt is None:
-            return getattr(llm, chat), list(request.conversation.messages), kwargs
+            return getattr(llm, chat), list(map(without_metadata, request.conversation.messages)), kwargs
         return getattr(llm, complete), prompt, kwargs
 
     def _sent(self, params: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from brix_core.call import CallRequest, CallResponse
 from brix_core.pipeline import Pipeline
 from brix_core.session import Session, current_session_id
-from brix_llamaindex.answers import fitted, is_parsed, last_chunk
+from brix_llamaindex.answers import fitted, is_parsed
 from brix_llamaindex.endpoint import LLMEndpoint
 from brix_llamaindex.events import announced
 from brix_llamaindex.limits import RunLimit, current_limit, nearer
+from brix_llamaindex.response_metadata import ToldStream, told
 from brix_llamaindex.tool_runs import model_asked
 
 if TYPE_CHECKING:
@@ -88,12 +89,12 @@ class Guards:
         begin = self._later(messages, params, schema)
 
         def chunks() -> Any:
-            request, chunk = begin(), None
+            request = begin()
+            told_stream = ToldStream(request)
             with announced(request), closing(cast(Any, self.pipeline.stream(request))) as source:
                 for chunk in source:
-                    yield chunk.response
-            if chunk is not None and is_parsed(request):
-                yield last_chunk(chunk.response, request)
+                    yield from told_stream.given(chunk)
+            yield from told_stream.rest()
 
         return chunks()
 
@@ -102,13 +103,15 @@ class Guards:
         begin = self._later(messages, params, schema)
 
         async def chunks() -> Any:
-            request, chunk = begin(), None
+            request = begin()
+            told_stream = ToldStream(request)
             with announced(request):
                 async with aclosing(cast(Any, self.pipeline.astream(request))) as source:
                     async for chunk in source:
-                        yield chunk.response
-            if chunk is not None and is_parsed(request):
-                yield last_chunk(chunk.response, request)
+                        for response in told_stream.given(chunk):
+                            yield response
+            for response in told_stream.rest():
+                yield response
 
         return chunks()
 
@@ -139,10 +142,10 @@ class Guards:
 def _delivered(request: CallRequest, response: CallResponse) -> Any:
     raw = response.raw
     if is_parsed(request):
-        return fitted(raw, request)
+        return told(fitted(raw, request), request)
     if response.partial:
         raw.additional_kwargs = {**raw.additional_kwargs, "finish_reason": response.finish_reason}
-    return raw
+    return told(raw, request)
 
 
 __all__ = ["STATE", "Guards"]

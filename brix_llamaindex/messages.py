@@ -16,6 +16,7 @@ from llama_index.core.base.llms.types import ChatMessage, TextBlock, ToolCallBlo
 
 from brix_core.call import ToolCall
 from brix_core.conversation import Edit, MessageEdits
+from brix_core.response_metadata import BRIX
 from brix_core.turns import Role
 
 
@@ -69,7 +70,7 @@ class MessageCodec(MessageEdits):
             ]
         for name, value in message.additional_kwargs.items():
             # A completion model gets all of them, written out in its prompt.
-            if name not in found and name != "tool_calls":
+            if name not in found and name not in ("tool_calls", BRIX):
                 found[name] = _plain(value)
         return found
 

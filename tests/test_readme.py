@@ -43,6 +43,18 @@ REQUESTS = {
         1,  # recorded; replayed
         0,  # a test, defined
     ],
+    "enforcement.md": [
+        1,  # an extraction
+        5,  # another, its repetition cached; a batch of four
+        1,  # a stream
+        2,  # a chain, a program
+    ],
+    "regulated.md": [
+        1,  # one refused, one answered
+        0,  # a mock's answer
+        1,  # a spec of one's own
+        0,  # an answer analysed
+    ],
 }
 
 

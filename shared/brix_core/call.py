@@ -17,7 +17,7 @@ from brix_core.usage import Usage
 
 if TYPE_CHECKING:
     from brix_core.conversation import Codec, Conversation
-    from brix_core.guards.recording import DeliveredChunks
+    from brix_core.delivered import DeliveredChunks
     from brix_core.looping.steps import Taken
     from brix_core.session import Session
     from brix_core.structured.response_schema import ResponseSchema

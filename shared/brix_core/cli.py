@@ -116,6 +116,50 @@ def verify(
 
 
 @app.command()
+def report(
+    path: Annotated[Path, typer.Argument(help="Folder of the audit log.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The page; replaced when it exists.")] = Path(
+        "report.html"
+    ),
+    key_file: Annotated[
+        Path | None, typer.Option("--key-file", help="Holds the log's key, to check its seals.")
+    ] = None,
+    key_env: Annotated[
+        str | None, typer.Option("--key-env", help="Environment variable that holds the log's key.")
+    ] = None,
+) -> None:
+    """Make a page of an audit log: spend, latency, decisions, every call. One file, for any browser, offline.
+
+    The log may be written meanwhile, or broken: the page says so. Ends with exit code 2 when there is none.
+    """
+    from brix_core.report.command import run
+
+    text, code = run(path, output, key_file, key_env)
+    typer.echo(text, err=code != 0)
+    raise typer.Exit(code)
+
+
+@app.command()
+def traces(
+    path: Annotated[Path, typer.Argument(help="Folder of the audit log.")],
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as calls end, until Ctrl-C.")] = False,
+    session: Annotated[str | None, typer.Option("--session", help="Only calls of this session.")] = None,
+    outcome: Annotated[
+        str | None, typer.Option("--outcome", help="Only calls that ended so: ok, refused, failed, timed_out, ...")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", "-n", min=0, help="The newest so many. [default: 50; with --json all]")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print entries as JSON, one a line.")] = False,
+) -> None:
+    """Show the calls of an audit log, one a line, the newest last, and sum them up."""
+    from brix_core.report.terminal import Wish, run
+
+    wish = Wish(path=path, session=session, outcome=outcome, limit=limit, follow=follow, as_json=as_json)
+    raise typer.Exit(run(wish))
+
+
+@app.command()
 def lint(
     specs: Annotated[list[str] | None, typer.Argument(metavar="SPEC...", help=_SPEC)] = None,
     format_: Annotated[Format, typer.Option("--format", help="json for machines.")] = Format.text,

@@ -22,7 +22,7 @@ import yaml
 from brix_core.errors import BrixConfigurationError
 from brix_core.options import GuardOptions, parse
 
-_NOT_IN_FILES: Final = ("fallbacks", "cache", "retrieval_provider", "regulated_signals", "store", "clock")
+_NOT_IN_FILES: Final = ("fallbacks", "cache", "retrieval_provider", "regulated_signals", "store", "clock", "redact")
 
 
 def load_policy(path: str | Path) -> GuardOptions:

@@ -18,7 +18,9 @@ from brix_core.guards import (
     LoopConfig,
     ObservabilityConfig,
     RateLimitConfig,
+    RecordingConfig,
     RegulatedConfig,
+    ReplayConfig,
     RetryConfig,
     SchemaConfig,
     TimeoutConfig,
@@ -46,8 +48,10 @@ CONFIGS = {
     "schema": SchemaConfig,
     "context": ContextConfig,
     "observability": ObservabilityConfig,
+    "recording": RecordingConfig,
+    "replay": ReplayConfig,
 }
-ALWAYS = {"observability", "schema"}
+ALWAYS = {"observability", "recording", "schema"}
 WIRING = {"fallbacks", "circuit_breaker", "session_id", "store", "clock"}
 ACTIVATE: dict[str, dict[str, Any]] = {
     "budget": {"max_cost_usd": 1.0},
@@ -60,7 +64,9 @@ ACTIVATE: dict[str, dict[str, Any]] = {
     "loop": {"exact_loop_detection": True},
     "schema": {},
     "context": {"max_context_tokens": 8_000},
-    "observability": {},
+    "observability": {"log_path": "no-such-folder"},
+    "recording": {},
+    "replay": {"replay": __file__},
 }
 DEFAULTS: dict[str, dict[str, Any]] = {
     "budget": {
@@ -133,7 +139,18 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "context_summary_model": None,
         "context_overflow": "raise",
     },
-    "observability": {"trace_buffer_size": 1_000},
+    "observability": {
+        "trace_buffer_size": 1_000,
+        "log_path": None,
+        "strict_mode": False,
+        "log_fsync": "interval",
+        "log_max_bytes": 64 * 2**20,
+        "log_key": None,
+        "redact": None,
+        "telemetry": None,
+    },
+    "recording": {"record": None, "max_session_records": None},
+    "replay": {"replay_strict": True, "replay_timing": False},
 }
 
 
@@ -197,6 +214,7 @@ def test_nothing_given_is_observability_alone() -> None:
         ("loop", {"tool_loop_detection": True}),
         ("context", {"max_context_tokens": 8_000}),
         ("context", {"max_context_tokens": "auto"}),
+        ("replay", {"replay": __file__}),
     ],
 )
 def test_each_guard_is_activated_by_its_own_options(guard: str, options: dict[str, Any]) -> None:
@@ -241,6 +259,7 @@ WHOLE = {
     "circuit_success_threshold",
     "circuit_half_open_probes",
     "trace_buffer_size",
+    "max_session_records",
     "max_cycle_length",
     "diversity_attempts",
 }
@@ -255,6 +274,7 @@ WORDS = {
     "on_loop": ("inject_diversity", "raise"),
     "context_strategy": ("sliding_window", "importance", "summarize"),
     "context_overflow": ("raise", "truncate"),
+    "log_fsync": ("always", "interval", "never"),
 }
 FLAGS = {
     "budget_clamp_output",
@@ -262,6 +282,10 @@ FLAGS = {
     "inject_schema_in_prompt",
     "semantic_loop_detection",
     "enable_output_guard",
+    "strict_mode",
+    "telemetry",
+    "replay_strict",
+    "replay_timing",
 }
 LOOP_SWITCHES = {"exact_loop_detection", "semantic_loop_detection", "tool_loop_detection"}
 ELSEWHERE = {
@@ -270,6 +294,7 @@ ELSEWHERE = {
     *("exact_loop_threshold", "loop_window", "loop_diversity_prompt", "embedder"),
     *("regulated_spec", "retrieval_provider", "regulated_embedder", "regulated_signals"),  # in tests/regulated
     *("max_context_tokens", "context_reserve_tokens", "context_summary_model"),
+    *("log_path", "log_max_bytes", "log_key", "redact", "record", "replay"),  # further down, and in tests/audit
 }
 ZERO_ALLOWED = {
     "backoff_initial",
@@ -473,11 +498,15 @@ def test_an_option_of_a_guard_that_is_not_active_is_refused(option: str) -> None
         "max_retries",
         "max_context_tokens",
         "cache",
+        "regulated_spec",
         *(name for name in fields(TimeoutConfig) if name.endswith("timeout") and name != "on_timeout"),
     }
     value = DEFAULTS[guard].get(option)
     if option in activating:
-        assert guard in parse({option: CACHE if option == "cache" else 1_000}).configs
+        assert (
+            guard
+            in parse({option: {"cache": CACHE, "regulated_spec": SPEC, "replay": __file__}.get(option, 1_000)}).configs
+        )
     else:
         value = {"prices": {}, "retry_on": [418], "burst_capacity": 1, "cache_ttl": 1}.get(
             option, "x" if value is None else value
@@ -530,3 +559,26 @@ def test_configs_are_frozen_and_take_keywords_only(config: Any) -> None:
         setattr(made, next(iter(fields(config))), 1)
     with pytest.raises(TypeError):
         config(1)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"log_path": 3}, "log_path must be a folder's path"),
+        ({"log_path": ""}, "log_path must be a folder's path"),
+        ({"log_path": __file__}, "is a file"),
+        ({"log_path": "logs", "log_max_bytes": 10}, "log_max_bytes must be an int >= 4096"),
+        ({"log_path": "logs", "log_max_bytes": 1e9}, "log_max_bytes must be an int"),
+        ({"redact": "names"}, "redact must be a function"),
+        ({"strict_mode": True}, "strict_mode has no effect"),
+        ({"log_fsync": "always"}, "log_fsync has no effect"),
+        ({"log_key": b"a secret of 16 bytes"}, "log_key has no effect"),
+        ({"record": 3}, "record must be a file's path"),
+        ({"replay": 3}, "replay must be the path"),
+        ({"replay": "no-such-file"}, "there is no recording"),
+    ],
+    ids=repr,
+)
+def test_what_is_no_log_or_recording_is_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(BrixConfigurationError, match=said):
+        parse(options)

@@ -56,7 +56,7 @@ def test_a_policy_is_read_and_ready_to_be_passed_on(policy: Write) -> None:
         "session_id": "desk",
     }
     given = {"budget", "rate_limit", "retry", "circuit_breaker"}
-    assert set(parse(options).configs) == given | {"observability", "schema"}
+    assert set(parse(options).configs) == given | {"observability", "recording", "schema"}
 
 
 @pytest.mark.parametrize("text", ["", "# nothing yet\n", "---\n", "{}", "null"])

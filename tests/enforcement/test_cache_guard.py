@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import threading
 from typing import Any
@@ -14,7 +13,6 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from brix_core import BrixBudgetError, BrixSchemaError, BrixTimeoutError, InMemoryCache, MemoryStore
-from brix_core.cache import MISSING
 from brix_core.caching.flights import MAX_FAILED
 from brix_core.caching.keys import UnkeyableError, canonical
 from brix_core.call import PARSED, CallRequest, CallResponse
@@ -24,6 +22,7 @@ from brix_core.options import parse
 from brix_core.pipeline import Pipeline
 from brix_core.structured.response_schema import ResponseSchema
 from brix_core.usage import Usage
+from tests.enforcement.support import Durable
 from tests.support.errors import status_error
 from tests.support.fake import Driver, FakeEndpoint, pipeline
 from tests.support.modes import Mode, both_drivers, both_streams, every_mode
@@ -69,7 +68,7 @@ def test_the_second_of_two_is_answered_by_the_cache(mode: Mode) -> None:
 @pytest.mark.parametrize("streamed", [False, True])
 def test_streamed_or_not_is_the_same_request(first: Any, streamed: bool) -> None:
     driver, endpoint = setup()
-    other = "async" if first == "sync" else "sync"
+    other: Any = "async" if first == "sync" else "sync"
     assert Mode(first, streamed).one(driver) == Mode(other, not streamed).one(driver) == "one two"
     assert len(endpoint.sent) == 1
 
@@ -157,8 +156,8 @@ def test_what_a_guard_answers_is_not_kept(mode: Mode) -> None:
 
         def flow(self, request: CallRequest, proceed: Proceed) -> Flow:
             request.call.decide("regulated", "blocked")
+            yield from ()
             return CallResponse(text="I may not.")
-            yield
 
     clock = VirtualClock()
     endpoint = FakeEndpoint(clock)
@@ -276,7 +275,7 @@ def test_objects_are_known_by_their_value_or_not_at_all() -> None:
 )
 def test_every_parameter_is_part_of_the_key(mode: Mode, change: dict[str, Any]) -> None:
     driver, endpoint = setup()
-    tools = {"tools": [{"parameters": {"properties": {}}}]}
+    tools: dict[str, Any] = {"tools": [{"parameters": {"properties": {}}}]}
     mode.each(driver, [{}, tools, change, {}, tools, change])
     assert len(endpoint.sent) == 3
 
@@ -291,7 +290,7 @@ def test_how_long_one_waits_is_no_part_of_the_key(mode: Mode) -> None:
 @both_drivers
 def test_the_endpoint_the_schema_and_the_guards_inside_are_part_of_the_key(mode: Mode) -> None:
     clock, cache = VirtualClock(), InMemoryCache()
-    made = [
+    made: list[tuple[FakeEndpoint, dict[str, Any]]] = [
         (FakeEndpoint(clock, name="a", chunks=[VALID]), {}),
         (FakeEndpoint(clock, name="b", chunks=[VALID]), {}),
         (FakeEndpoint(clock, name="a", chunks=[VALID]), {"max_context_tokens": 9_000}),
@@ -334,7 +333,7 @@ def test_what_is_kept_is_read_by_the_schema_of_the_caller() -> None:
     schema = ResponseSchema.of(strict)
     schema.json_schema = ResponseSchema.of(City).json_schema
     schema.validate = refuse  # type: ignore[method-assign]
-    schema.read_candidate = refuse  # type: ignore[method-assign]
+    schema.read_candidate = refuse  # type: ignore[assignment, method-assign]
     endpoint = FakeEndpoint(clock, chunks=[VALID])
     pipe = pipeline(clock, cache=cache, response_schema=City, max_schema_retries=0)
     pipe.call(Driver(pipe, endpoint).request())
@@ -427,7 +426,7 @@ def test_threads_and_event_loops_share_one_call() -> None:
 
     clock = SystemClock()
     endpoint = Waiting(clock)
-    driver = Driver(pipeline(clock, cache=InMemoryCache()), endpoint)  # type: ignore[arg-type]
+    driver = Driver(pipeline(clock, cache=InMemoryCache()), endpoint)
     results: list[str] = []
 
     async def several() -> None:
@@ -480,25 +479,6 @@ def test_flights_are_forgotten() -> None:
 
 
 # -- caches of all kinds ---------------------------------------------------------------------------------------
-
-
-class Durable(InMemoryCache):
-    """Writes its values down, as far as JSON goes; its methods say where they ran."""
-
-    blocking = True
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.threads: set[int] = set()
-
-    def get(self, key: str, default: Any = None) -> Any:
-        self.threads.add(threading.get_ident())
-        kept = super().get(key, MISSING)
-        return default if kept is MISSING else json.loads(kept)
-
-    def set(self, key: str, value: Any, ttl: float | None = None) -> None:
-        self.threads.add(threading.get_ident())
-        super().set(key, json.dumps(value), ttl)
 
 
 @every_mode

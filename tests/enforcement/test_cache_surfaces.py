@@ -7,6 +7,7 @@ import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
+import anthropic
 import openai
 import pytest
 from langchain_core.language_models import FakeListLLM
@@ -20,7 +21,7 @@ from brix_core.enforcement import AnthropicAdapter, FailoverChain, JSONValidator
 from brix_langchain import BrixCallbackHandler
 from brix_langchain import guard as guard_langchain
 from brix_llamaindex import guard as guard_llamaindex
-from tests.enforcement.support import OSLO, VALID, Ask, City, Collected, engine_of, every_way
+from tests.enforcement.support import OSLO, VALID, Ask, City, Collected, Durable, engine_of, every_way
 from tests.langchain.conftest import Make as MakeChat
 from tests.langchain.conftest import chat
 from tests.llamaindex.conftest import Make, openai_like
@@ -88,6 +89,32 @@ async def test_nobody_can_change_what_another_gets(server: DemoServer, client: o
         answer.raw.choices[0].message.content = "changed"
 
 
+@pytest.mark.parametrize("kind", ["openai", "anthropic"])
+@pytest.mark.parametrize("reply", [Reply("Oslo, I think."), ToolCalls([("get_weather", {"city": "Oslo"})], text="So:")])
+def test_an_answer_is_made_again_of_what_was_written_down(server: DemoServer, kind: str, reply: Any) -> None:
+    cache, store = Durable(), MemoryStore()
+    server.default = reply
+    answers = []
+    for _ in range(2):
+        sdk: Any = openai.OpenAI if kind == "openai" else anthropic.Anthropic
+        url = server.base_url if kind == "openai" else server.anthropic_base_url
+        tool: Any = WEATHER if kind == "openai" else {"name": "get_weather", "input_schema": {"type": "object"}}
+        with sdk(api_key="test", base_url=url) as client:
+            model = "gpt-4o-mini" if kind == "openai" else "claude-haiku-4-5"
+            brix = BRIX.wrap(client, model=model, cache=cache, store=store)
+            answers.append(brix.complete_sync("Where?", tools=[tool], max_tokens=100))
+    asked, hit = answers
+    assert hit == asked
+    assert (hit.tool_calls, hit.usage, hit.model) == (asked.tool_calls, asked.usage, asked.model)
+    assert hit.finish_reason == asked.finish_reason
+    assert type(hit.raw) is type(asked.raw)
+    if kind == "openai":
+        assert hit.raw.choices[0].message.content == asked.raw.choices[0].message.content
+    else:
+        assert [block.type for block in hit.raw.content] == [block.type for block in asked.raw.content]
+    assert len(server.requests) == 1
+
+
 # -- LangChain -------------------------------------------------------------------------------------------------
 
 
@@ -97,6 +124,9 @@ async def test_chat_models_have_it(server: DemoServer, chat: MakeChat) -> None:
     hit = model.invoke("Hello")
     streamed = [chunk async for chunk in model.astream("Hello")]
     assert hit.content == asked.content == "".join(str(chunk.content) for chunk in streamed)
+    of_hit, of_asked = hit.response_metadata.pop("brix"), asked.response_metadata.pop("brix")
+    assert of_hit["run_id"] != of_asked["run_id"]
+    assert of_hit["decisions"][-1]["decision"] == "hit"
     assert hit.response_metadata == asked.response_metadata
     assert hit.id != asked.id
     assert len(server.requests) == 1

@@ -44,8 +44,8 @@ class SentimentAnalysis(BaseModel):
     summary: str
 
 
-JOHN = {"name": "John Doe", "age": 30, "email": "john@example.com"}
-POSITIVE = {"sentiment": "positive", "confidence": 0.92, "summary": "It exceeded all expectations."}
+JOHN: dict[str, Any] = {"name": "John Doe", "age": 30, "email": "john@example.com"}
+POSITIVE: dict[str, Any] = {"sentiment": "positive", "confidence": 0.92, "summary": "It exceeded all expectations."}
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import threading
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -331,6 +332,15 @@ def most_in(times: list[float], window: float) -> int:
     return max((sum(start <= time < start + window for time in times) for start in times), default=0)
 
 
+def let_go(engine: EnforcementEngine) -> list[float]:
+    """When requests were let go; a busy machine sends them later."""
+    return sorted(
+        datetime.fromisoformat(trace["timestamp"]).timestamp() + attempt["after_ms"] / 1_000
+        for trace in engine.get_traces()
+        for attempt in trace["attempts"]
+    )
+
+
 def test_a_rate_holds_in_any_window_with_retries_and_heals() -> None:
     clock = VirtualClock()
     adapter = in_memory(
@@ -409,8 +419,9 @@ async def test_over_http_a_rate_is_kept(server: DemoServer, adapter: OpenAIAdapt
     server.default = Reply(VALID)
     outputs = await asyncio.gather(*(ask(engine, f"{number}") for number in range(8)))
     assert all(output.success for output in outputs)
-    times = sorted(record.started_at for record in server.requests)
-    assert times[-1] - times[0] >= 0.6 * 7 * 0.05  # the first is slower to arrive than the others
+    assert len(server.requests) == 8
+    times = let_go(engine)
+    assert times[-1] - times[0] >= 0.95 * 7 * 0.05
 
 
 def test_published_limits_are_arguments_of_a_limiter() -> None:
@@ -520,5 +531,6 @@ def test_a_blocking_call_in_a_coroutine_does_not_stand_behind_its_own_loop(
     thread.start()
     thread.join(20)
     assert [output.success for output in outputs] == [True] * 5
-    times = sorted(record.started_at for record in server.requests)
-    assert times[-1] - times[0] >= 0.6 * 4 * 0.1
+    assert len(server.requests) == 5
+    times = let_go(engine)
+    assert times[-1] - times[0] >= 0.95 * 4 * 0.1

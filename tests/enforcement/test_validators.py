@@ -87,7 +87,7 @@ def test_without_repair_the_whole_text_must_be_json(text: str) -> None:
 
 TUPLE = {"items": [{"type": "integer"}], "additionalItems": False}
 """A list of at most one integer, up to draft 2019-09; in 2020-12, where `items` is no list, no valid schema."""
-DRAFTS = {
+DRAFTS: dict[str, tuple[dict[str, Any], str]] = {
     "http://json-schema.org/draft-04/schema#": ({"minimum": 1, "exclusiveMinimum": True}, "1"),
     "http://json-schema.org/draft-06/schema#": (TUPLE, "[1, 2]"),
     "http://json-schema.org/draft-07/schema#": (TUPLE, "[1, 2]"),

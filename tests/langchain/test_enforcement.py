@@ -167,9 +167,7 @@ class TestRunnable:
         return engine(LangChainAdapter(chat()))
 
     async def test_in_a_chain_it_takes_what_a_prompt_gives(self, server: DemoServer, made: EnforcementEngine) -> None:
-        chain = ChatPromptTemplate.from_messages([("system", "Be brief."), ("user", "{text}")]) | as_runnable(
-            made, City
-        )
+        chain = ChatPromptTemplate.from_messages([("system", "Be brief."), ("user", "{text}")]) | made.as_runnable(City)
         for result in (chain.invoke({"text": "Norway"}), await chain.ainvoke({"text": "Norway"})):
             assert isinstance(result, EnforcedOutput)
             assert result.data == City(**OSLO)

@@ -39,11 +39,16 @@ def model(url: str, **options: Any) -> Any:
 
 def told(messages: list[BaseMessage]) -> list[Any]:
     return [
-        (message.type, message.content, message.tool_calls, message.usage_metadata, message.response_metadata)
+        (message.type, message.content, message.tool_calls, message.usage_metadata, _providers(message))
         if isinstance(message, AIMessage)
         else (message.type, message.content)
         for message in messages
     ]
+
+
+def _providers(message: AIMessage) -> dict[str, Any]:
+    """Its metadata without those of this very call."""
+    return {name: value for name, value in message.response_metadata.items() if name != "brix"}
 
 
 def run_agent(url: str, prompt: str = "Weather in Oslo?", **options: Any) -> list[Any]:

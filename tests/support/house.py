@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -113,10 +112,6 @@ def decisions_of(client: BrixClient[Any]) -> list[dict[str, Any]]:
     return [one for one in client.get_traces()[0]["decisions"] if one["guard"] == "regulated"]
 
 
-def sent(server: DemoServer) -> Sequence[RequestRecord]:
-    return server.requests
-
-
 def prompt_of(record: RequestRecord) -> str:
     """All that a request says."""
     return "\n".join(str(message["content"]) for message in record.body["messages"])
@@ -143,7 +138,6 @@ __all__ = [
     "plain_ways",
     "prompt_of",
     "result_of",
-    "sent",
     "signal",
     "streamed_ways",
     "wrapped",

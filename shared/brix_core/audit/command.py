@@ -24,13 +24,18 @@ def run(path: Path, key_file: Path | None, key_env: str | None, as_json: bool) -
         What to print, and the exit code: 0 for a good log, 1 for one that was changed, 2 for none.
     """
     try:
-        found = verify(path, _key(key_file, key_env))
+        found = verify(path, given_key(key_file, key_env))
     except (BrixConfigurationError, OSError) as error:
         return (json.dumps({"ok": False, "error": str(error)}) if as_json else f"error: {error}"), 2
     return (_json(found) if as_json else _text(found)), 0 if found.ok else 1
 
 
-def _key(key_file: Path | None, key_env: str | None) -> Any:
+def given_key(key_file: Path | None, key_env: str | None) -> Any:
+    """The key that is in a file or in an environment variable; None where none was named.
+
+    Raises:
+        BrixConfigurationError: Both were named, or there is no such variable.
+    """
     if key_file is not None and key_env is not None:
         raise BrixConfigurationError("give --key-file or --key-env, not both")
     if key_env is None:
@@ -72,4 +77,4 @@ def _text(found: Verification) -> str:
     return "\n".join(lines)
 
 
-__all__ = ["run"]
+__all__ = ["given_key", "run"]

@@ -57,7 +57,8 @@ class LogTail:
         self._skip_to = 0
         if not any((self._folder / name).exists() for name in (LOG_NAME, HEAD_NAME)):
             raise BrixConfigurationError(
-                f"there is no audit log in {str(self._folder)!r}: {LOG_NAME} is missing; name the folder given as log_path"
+                f"there is no audit log in {str(self._folder)!r}: {LOG_NAME} is missing; "
+                "name the folder that was given as log_path"
             )
 
     def poll(self) -> Iterator[LogLine]:

@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from functools import partial
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from brix_core.cache import Cache
@@ -235,6 +236,20 @@ class EnforcementEngine:
         if self._collect is not None:
             self._hand_over(asked, output)
         return output
+
+    def as_runnable(self, schema: Any, **how: Any) -> Any:
+        """This engine as a step of a LangChain chain; see `brix_langchain.as_runnable`.
+
+        Args:
+            schema: What the answers must fit.
+            **how: See there.
+
+        Raises:
+            BrixConfigurationError: `brix_langchain` is not installed.
+        """
+        for entry in entry_points(group="brix.enforcement", name="as_runnable"):
+            return entry.load()(self, schema, **how)
+        raise BrixConfigurationError('as_runnable needs LangChain: pip install "brix-guards[langchain]"')
 
     def _prepared(self, prompts: Any, schema: Any, kwargs: dict[str, Any]) -> list[_Ready]:
         if isinstance(prompts, str) or not isinstance(prompts, Sequence):

@@ -31,6 +31,7 @@ class RateLimiter:
         requests_per_minute: Most requests per minute.
         tokens_per_minute: Most tokens per minute, input and output together.
         burst_capacity: Requests that may start at once; one second's worth, at least 1, when left out.
+        adaptive: Slow down when a provider answers 429, and recover; else the rate stays as it is.
         name: The rate's name in the store, for processes that share one; a new one when left out.
 
     Raises:
@@ -47,6 +48,7 @@ class RateLimiter:
         tokens_per_minute: float | None = None,
         *,
         burst_capacity: int | None = None,
+        adaptive: bool = True,
         name: str | None = None,
     ) -> None:
         self.requests_per_minute = requests_per_minute
@@ -56,6 +58,7 @@ class RateLimiter:
             requests_per_minute=requests_per_minute,
             tokens_per_minute=tokens_per_minute,
             burst_capacity=burst_capacity,
+            adaptive_rate_limiting=adaptive,
         )
         self._lock = threading.Lock()
         self._guards: list[tuple[Store, Clock, RateLimitGuard]] = []

@@ -8,7 +8,9 @@ from brix_core.guards.failover import FailoverGuard
 from brix_core.guards.loop import LoopConfig, LoopGuard
 from brix_core.guards.observability import ObservabilityConfig, ObservabilityGuard
 from brix_core.guards.rate_limit import RateLimitConfig, RateLimitGuard
+from brix_core.guards.recording import RecordingConfig, RecordingGuard
 from brix_core.guards.regulated import RegulatedConfig, RegulatedGuard
+from brix_core.guards.replay import ReplayConfig, ReplayGuard
 from brix_core.guards.retry import RetryConfig, RetryGuard
 from brix_core.guards.schema import SchemaConfig, SchemaGuard
 from brix_core.guards.timeout import SessionTimeout, TimeoutConfig, TimeoutGuard
@@ -31,8 +33,12 @@ __all__ = [
     "ObservabilityGuard",
     "RateLimitConfig",
     "RateLimitGuard",
+    "RecordingConfig",
+    "RecordingGuard",
     "RegulatedConfig",
     "RegulatedGuard",
+    "ReplayConfig",
+    "ReplayGuard",
     "RetryConfig",
     "RetryGuard",
     "SchemaConfig",

@@ -20,6 +20,7 @@ from brix_core import checks
 from brix_core.audit.recordings import Record, packed_error, schemas_hash
 from brix_core.call import PARSED, CallRequest, CallResponse, PackingEndpoint
 from brix_core.clock import Clock
+from brix_core.delivered import DeliveredChunks
 from brix_core.errors import BrixConfigurationError
 from brix_core.flow import Flow, Proceed, StoreOp
 
@@ -147,26 +148,6 @@ class RecordingGuard:
         return line
 
 
-class DeliveredChunks(list[Any]):
-    """The chunks of the last attempt of a stream, and when they came."""
-
-    def __init__(self, clock: Clock) -> None:
-        super().__init__()
-        self._clock = clock
-        self.times: list[float] = []
-
-    def append(self, chunk: Any) -> None:
-        """Note a chunk."""
-        super().append(chunk)
-        self.times.append(self._clock.now())
-
-    def anew(self) -> DeliveredChunks:
-        """For another attempt."""
-        self.clear()
-        self.times.clear()
-        return self
-
-
 def _fill(record: Record, request: CallRequest, response: CallResponse | None) -> None:
     """Put the answer into the record."""
     call, endpoint = request.call, cast(PackingEndpoint, request.endpoint)
@@ -205,4 +186,4 @@ def _shared(before: Sequence[Any], now: Sequence[Any]) -> int:
     return count if 0 < count <= len(now) and now[count - 1] is before[count - 1] else 0
 
 
-__all__ = ["MAX_FILES", "DeliveredChunks", "Recorder", "RecordingConfig", "RecordingGuard"]
+__all__ = ["MAX_FILES", "Recorder", "RecordingConfig", "RecordingGuard"]

@@ -20,7 +20,7 @@ Example:
 from __future__ import annotations
 
 import threading
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from typing import Final
 from uuid import UUID
 
@@ -33,14 +33,15 @@ class Balance:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._counts: Counter[tuple[bool, bool]] = Counter()
-        self._latest: OrderedDict[UUID, tuple[bool, bool]] = OrderedDict()
+        self._counts = [0, 0, 0, 0]  # by `_place`
+        self._latest: OrderedDict[int, int] = OrderedDict()  # a UUID's own hash is slow
 
     def note(self, decision_id: UUID, *, necessary: bool, intervened: bool) -> float:
         """Count a decision. Returns the balance index with it."""
+        place = _place(necessary, intervened)
         with self._lock:
-            self._counts[necessary, intervened] += 1
-            self._latest[decision_id] = necessary, intervened
+            self._counts[place] += 1
+            self._latest[decision_id.int] = place
             if len(self._latest) > MAX_CORRECTABLE:
                 self._latest.popitem(last=False)
             return self._index()
@@ -48,11 +49,11 @@ class Balance:
     def correct(self, decision_id: UUID, *, necessary: bool) -> bool:
         """Say whether intervening was necessary after all. False when the decision is not known, or no longer."""
         with self._lock:
-            known = self._latest.get(decision_id)
+            known = self._latest.get(decision_id.int)
             if known is None:
                 return False
             self._counts[known] -= 1
-            self._latest[decision_id] = corrected = necessary, known[1]
+            self._latest[decision_id.int] = corrected = _place(necessary, bool(known & 1))
             self._counts[corrected] += 1
             return True
 
@@ -74,6 +75,12 @@ class Balance:
         with self._lock:
             return self._share(necessary=False, intervened=False)
 
+    @property
+    def decisions(self) -> int:
+        """How many there were."""
+        with self._lock:
+            return sum(self._counts)
+
     def _index(self) -> float:
         reliability = self._share(necessary=True, intervened=True)
         utility = self._share(necessary=False, intervened=False)
@@ -81,8 +88,13 @@ class Balance:
         return 2.0 * reliability * utility / total if total else 0.0
 
     def _share(self, *, necessary: bool, intervened: bool) -> float:
-        hit, missed = self._counts[necessary, intervened], self._counts[necessary, not intervened]
-        return hit / (hit + missed) if hit + missed else 1.0
+        hit = self._counts[_place(necessary, intervened)]
+        every = hit + self._counts[_place(necessary, not intervened)]
+        return hit / every if every else 1.0
+
+
+def _place(necessary: bool, intervened: bool) -> int:
+    return 2 * necessary + intervened
 
 
 __all__ = ["MAX_CORRECTABLE", "Balance"]

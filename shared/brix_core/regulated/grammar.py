@@ -10,9 +10,9 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from itertools import pairwise
+from itertools import pairwise, product
 
-from brix_core.regulated.folding import RUN, SUBSTITUTES, fold, view_of
+from brix_core.regulated.folding import RUN, fold, view_of
 from brix_core.regulated.inflection import inflected
 
 ALTERNATIVES = 256
@@ -59,19 +59,18 @@ class Word:
         return frozenset(self.forms)
 
     @cached_property
-    def views(self) -> frozenset[str]:
-        """The forms in letter classes."""
-        return frozenset(map(view_of, self.forms))
+    def keys(self) -> dict[str, tuple[str, ...]]:
+        """The forms by their key: in letter classes, without separators."""
+        found: dict[str, tuple[str, ...]] = {}
+        for form in self.forms:
+            key = view_of(form).replace(" ", "")
+            found[key] = (*found.get(key, ()), form)
+        return found
 
     @cached_property
-    def anchors(self) -> tuple[str, ...]:
-        """What an automaton looks for: the fewest beginnings that all forms share, in letter classes, squeezed."""
-        squeezed = sorted({view.replace(" ", "") for view in self.views}, key=lambda view: (len(view), view))
-        chosen: list[str] = []
-        for view in squeezed:
-            if not view.startswith(tuple(chosen)):
-                chosen.append(view)
-        return tuple(chosen)
+    def prefixes(self) -> frozenset[str]:
+        """Every beginning of a key."""
+        return frozenset(key[:stop] for key in self.keys for stop in range(1, len(key) + 1))
 
     @cached_property
     def reach(self) -> int:
@@ -83,19 +82,6 @@ class Word:
         """Whether it needs no word edges, because its script has none."""
         return unspaced(self.forms[0][0]) or unspaced(self.forms[0][-1])
 
-    @cached_property
-    def firsts(self) -> str:
-        """Characters it may begin with, in a folded copy."""
-        letters = {form[0] for form in self.forms}
-        signs = {sign for letter in letters for sign in SUBSTITUTES.get(letter, "")}
-        return "".join(sorted(letters | signs | (set("il") if letters & set("il") else set())))
-
-    @cached_property
-    def starts(self) -> re.Pattern[str]:
-        """Finds where it may begin."""
-        edge = "" if self.free else r"(?<![^\W_])"
-        return re.compile(f"{edge}[{re.escape(self.firsts)}]")
-
 
 @dataclass(frozen=True, eq=False)
 class Phrase:
@@ -104,12 +90,10 @@ class Phrase:
     Attributes:
         words: At least one.
         gaps: For each word, whether a gap comes before it.
-        anchor: Which word is the rarest.
     """
 
     words: tuple[Word, ...]
     gaps: tuple[bool, ...]
-    anchor: int
 
     @property
     def key(self) -> tuple[tuple[tuple[str, ...], ...], tuple[bool, ...]]:
@@ -119,12 +103,8 @@ class Phrase:
     @cached_property
     def reach(self) -> int:
         """Characters of a folded copy that a match may take at most."""
-        return self.before(len(self.words))
-
-    def before(self, count: int) -> int:
-        """Characters that the first `count` words and what follows each of them may take at most."""
         between = [GAP_CHARACTERS if gap else SEPARATORS for gap in (*self.gaps[1:], False)]
-        return sum(word.reach + space for word, space in zip(self.words[:count], between, strict=False))
+        return sum(word.reach + space for word, space in zip(self.words, between, strict=True))
 
 
 @dataclass(frozen=True)
@@ -143,8 +123,12 @@ class Item:
     @property
     def forms(self) -> tuple[str, ...]:
         """Its forms and those of the words that may stand for it, folded."""
-        written = (Item(self.text, self.exact), *self.others)
-        return tuple(dict.fromkeys(form for item in written for form in _word(parts(item.text)[0], item.exact).forms))
+        return tuple(dict.fromkeys(form for item in self.each for form in _word(parts(item.text)[0], item.exact).forms))
+
+    @property
+    def each(self) -> tuple[Item, ...]:
+        """Itself and the words that may stand for it, one by one."""
+        return (Item(self.text, self.exact), *self.others)
 
 
 _GAP = Item("")
@@ -162,7 +146,10 @@ def phrases(pattern: str) -> tuple[Phrase, ...]:
         >>> [phrase.words[0].forms for phrase in phrases("(=kill|harm) ... self")]
         [('kill', 'harm', 'harms', 'harmed', 'harming')]
     """
-    made = {phrase.key: phrase for way in ways(pattern) for phrase in _phrases_of(way)}
+    read = ways(pattern)
+    if len(read) > 1:  # Words that may stand for each other are one word; whoever shows the ways wants them apart.
+        read = _Reader(_pieces(pattern), merging=True).whole()
+    made = {phrase.key: phrase for way in read for phrase in _phrases_of(way)}
     return tuple(made.values())
 
 
@@ -174,10 +161,14 @@ def ways(pattern: str) -> list[tuple[Item, ...]]:
         raise GrammarError(f"it has {len(pattern)} characters (limit {CHARACTERS}): make several patterns of it")
     if not pattern.strip():
         raise GrammarError("it is empty: write the words to look for")
-    read = _Reader(_PIECES.findall(pattern.replace("…", "..."))).whole()
+    read = _Reader(_pieces(pattern)).whole()
     for way in read:
         _check(way)
     return read
+
+
+def _pieces(pattern: str) -> list[str]:
+    return _PIECES.findall(pattern.replace("…", "..."))
 
 
 def _check(way: Sequence[Item]) -> None:
@@ -196,10 +187,10 @@ def _check(way: Sequence[Item]) -> None:
 class _Reader:
     """Recursive descent over the pieces of one pattern."""
 
-    def __init__(self, pieces: list[str]) -> None:
+    def __init__(self, pieces: list[str], *, merging: bool = False) -> None:
         self._pieces = pieces
         self._at = 0
-        self._gapped = any(piece.startswith("...") for piece in pieces)
+        self._merging = merging or any(piece.startswith("...") for piece in pieces)
 
     def whole(self) -> list[tuple[Item, ...]]:
         read = self._alternatives(0)
@@ -226,7 +217,7 @@ class _Reader:
                 if self._peek() != ")":
                     raise GrammarError("a '(' is never closed")
                 self._at += 1
-                inner = _merged(inner) if self._gapped else inner
+                inner = _merged(inner) if self._merging else inner
             else:
                 inner = [(_item(piece),)]
             if len(row) * len(inner) > ALTERNATIVES:
@@ -248,14 +239,11 @@ class _Reader:
 
 
 def _merged(alternatives: list[tuple[Item, ...]]) -> list[tuple[Item, ...]]:
-    """Alternatives of which those that are one word are one item: three groups of ten are not a thousand phrases.
-
-    Not in a pattern without a gap, whose every phrase may be written as one word.
-    """
+    """Alternatives of which those that are one word are one item: three groups of ten are not a thousand phrases."""
     single = [way[0] for way in alternatives if _single(way)]
     if len(single) < 2:
         return alternatives
-    every = [item for way in single for item in (Item(way.text, way.exact), *way.others)]
+    every = [item for way in single for item in way.each]
     merged = Item(every[0].text, every[0].exact, tuple(every[1:]))
     ways_: list[tuple[Item, ...]] = [way for way in alternatives if not _single(way)]
     ways_.insert(next(index for index, way in enumerate(alternatives) if _single(way)), (merged,))
@@ -278,16 +266,18 @@ def _item(piece: str) -> Item:
     return Item(text, exact)
 
 
-def parts(text: str) -> list[str]:
+@lru_cache(maxsize=8192)
+def parts(text: str) -> tuple[str, ...]:
     """The words that a written word is made of: "self-harm" is two."""
-    return _PARTS.findall(fold(text.translate(_APOSTROPHES)).text)
+    return tuple(_PARTS.findall(fold(text.translate(_APOSTROPHES)).text))
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=8192)
 def _of(forms: tuple[str, ...]) -> Word:
     return Word(forms)
 
 
+@lru_cache(maxsize=8192)
 def _word(text: str, exact: bool) -> Word:
     return _of((text,) if exact else inflected(text))
 
@@ -295,6 +285,7 @@ def _word(text: str, exact: bool) -> Word:
 def _phrases_of(way: Sequence[Item]) -> Iterator[Phrase]:
     apart: list[tuple[Word, bool]] = []
     together: list[tuple[Word, bool]] = []
+    heads: list[tuple[Word, ...]] = []
     gap = False
     for item in way:
         if item.gap:
@@ -304,37 +295,36 @@ def _phrases_of(way: Sequence[Item]) -> Iterator[Phrase]:
         if item.others:
             apart.append((_of(item.forms), gap))
             together.append(apart[-1])
+            heads.append(tuple(_word(parts(one.text)[0], one.exact) for one in item.each))
             gap = False
             continue
         words = [_word(piece, item.exact or index < len(pieces) - 1) for index, piece in enumerate(pieces)]
         whole = "".join(pieces)
         apart += [(word, gap and index == 0) for index, word in enumerate(words)]
-        together += [(_word(whole, item.exact), gap)] if whole.isalpha() else apart[-len(words) :]
+        added = [(_word(whole, item.exact), gap)] if whole.isalpha() else apart[-len(words) :]
+        together += added
+        heads += [(word,) for word, _ in added]
         gap = False
     yield _phrase(apart)
     if together != apart:
         yield _phrase(together)
     if len(together) > 1 and not any(item.gap for item in way):
-        yield from _run_together([word for word, _ in together])
+        yield from _run_together(heads)
 
 
-def _run_together(words: Sequence[Word]) -> Iterator[Phrase]:
+def _run_together(heads: Sequence[tuple[Word, ...]]) -> Iterator[Phrase]:
     """The phrase as one word: "lethaldose", or its letters spaced apart evenly."""
-    front = "".join(word.forms[0] for word in words[:-1])
-    forms = tuple(front + form for form in words[-1].forms)
-    if len(forms[0]) >= _JOINED_FROM and forms[0].isalpha() and forms[0].isascii():
-        yield _phrase([(_of(forms), False)])
+    forms: dict[str, None] = {}
+    for words in product(*heads):
+        front = "".join([word.forms[0] for word in words[:-1]])
+        whole = front + words[-1].forms[0]
+        if len(whole) >= _JOINED_FROM and whole.isalpha() and whole.isascii():
+            forms |= dict.fromkeys([front + form for form in words[-1].forms])
+    if forms:
+        yield _phrase([(_of(tuple(forms)), False)])
 
 
 def _phrase(words: Sequence[tuple[Word, bool]]) -> Phrase:
     if len(words) > WORDS:
         raise GrammarError(f"it has {len(words)} words in a row (limit {WORDS}): shorten it")
-    scores = [_rarity(word) - (index > 0) for index, (word, _) in enumerate(words)]
-    return Phrase(tuple(word for word, _ in words), tuple(gap for _, gap in words), scores.index(max(scores)))
-
-
-def _rarity(word: Word) -> float:
-    anchor = min(word.anchors, key=len)
-    if word.forms[0][0].isdigit():
-        return 0  # its view is that of common letters
-    return 2 * len(anchor) + sum(letter in "bzfkpqvwxyju" for letter in anchor)
+    return Phrase(tuple(word for word, _ in words), tuple(gap for _, gap in words))

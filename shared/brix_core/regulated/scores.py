@@ -21,7 +21,7 @@ class Scores:
     def __init__(self) -> None:
         self._balances = PerSession(Balance)
         self._lock = threading.Lock()
-        self._decisions: OrderedDict[UUID, Balance] = OrderedDict()
+        self._decisions: OrderedDict[int, Balance] = OrderedDict()  # a UUID's own hash is slow
 
     def of(self, session: Session) -> Balance:
         """That of a session."""
@@ -31,7 +31,7 @@ class Scores:
         """Count a decision. Returns the session's balance index with it."""
         balance = self._balances.of(session)
         with self._lock:
-            self._decisions[decision_id] = balance
+            self._decisions[decision_id.int] = balance
             if len(self._decisions) > MAX_DECISIONS:
                 self._decisions.popitem(last=False)
         return balance.note(decision_id, necessary=necessary, intervened=intervened)
@@ -53,7 +53,7 @@ class Scores:
                 f"decision_id must be that of a StructuredResult, a UUID; got {decision_id!r:.200}"
             ) from error
         with self._lock:
-            balance = self._decisions.get(known)
+            balance = self._decisions.get(known.int)
         if balance is None or not balance.correct(known, necessary=was_intervention_necessary):
             raise BrixConfigurationError(
                 f"decision {known} is not known here: feedback is taken on the latest {MAX_CORRECTABLE} decisions of a "

@@ -144,12 +144,15 @@ def text(value: Any) -> str:
     """
     if value is None:
         return ""
-    if not isinstance(value, str):
-        value = value if isinstance(value, int | float) else canonical(value).decode()
-        value = str(value)
-    if len(value) > MAX_TEXT:
-        value = f"{value[:MAX_TEXT]}… ({len(value)} characters)"
-    return value if value.isascii() else value.encode("utf-8", "replace").decode()
+    if type(value) is str and len(value) <= MAX_TEXT and value.isascii():
+        return value
+    if isinstance(value, str):
+        written = value
+    else:
+        written = str(value) if isinstance(value, int | float) else canonical(value).decode()
+    if len(written) > MAX_TEXT:
+        written = f"{written[:MAX_TEXT]}… ({len(written)} characters)"
+    return written if written.isascii() else written.encode("utf-8", "replace").decode()
 
 
 def number(value: Any) -> float | None:
@@ -221,8 +224,24 @@ def _try(one: Mapping[str, Any]) -> Try:
 def _decided(one: Mapping[str, Any]) -> Decided:
     rest = {name: value for name, value in one.items() if name not in ("guard", "decision")}
     return Decided(
-        text(one.get("guard")), text(one.get("decision")), text(one.get("kind")), text(canonical(rest).decode()) if rest else ""
+        text(one.get("guard")),
+        text(one.get("decision")),
+        text(one.get("kind")),
+        text(canonical(rest).decode()) if rest else "",
     )
 
 
-__all__ = ["MAX_TEXT", "OUTCOMES", "Call", "Decided", "Role", "Try", "nano", "number", "percentile", "roles", "text", "whole"]
+__all__ = [
+    "MAX_TEXT",
+    "OUTCOMES",
+    "Call",
+    "Decided",
+    "Role",
+    "Try",
+    "nano",
+    "number",
+    "percentile",
+    "roles",
+    "text",
+    "whole",
+]

@@ -136,8 +136,8 @@ def in_words(call: Call) -> str:
     """What guards decided about a call, in few words.
 
     Example:
-        >>> in_words(Call.of({"decisions": [{"guard": "retry", "decision": "waiting"}] * 2, "stopped_by": "budget"}))
-        'retry waiting ×2, stopped by budget'
+        >>> in_words(Call.of({"decisions": [{"guard": "cache", "decision": "miss"}], "stopped_by": "budget"}))
+        'cache miss, stopped by budget'
     """
     counts: dict[str, int] = {}
     for made in call.decisions:

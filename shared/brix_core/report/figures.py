@@ -6,8 +6,10 @@ and for which a provider was asked: an answer from a cache or a recording says n
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any, Final, NamedTuple
 
 from brix_core.report.calls import Call, percentile, roles
@@ -33,12 +35,26 @@ FOUND: Final = ("found", "injected", "cut", "stopped")
 """Decisions of the loop guard about a loop that is closed; "repeating" is one that is about to be."""
 
 
+_SUMS: Final = (
+    "calls",
+    "nano",
+    "prompt_tokens",
+    "completion_tokens",
+    "estimated",
+    "unpriced",
+    "untimed",
+    "unasked",
+    "attempts",
+    "looped",
+)
+
+
 class Span(NamedTuple):
-    """How a timeline is divided: `count` steps of `width` milliseconds from `start` on."""
+    """How a timeline is divided: `steps` steps of `width` milliseconds from `start` on."""
 
     start: int
     width: int
-    count: int
+    steps: int
 
     @classmethod
     def over(cls, first: int, last: int) -> Span:
@@ -46,7 +62,7 @@ class Span(NamedTuple):
 
         Example:
             >>> Span.over(0, 3_599_000)
-            Span(start=0, width=60000, count=60)
+            Span(start=0, width=60000, steps=60)
         """
         for width in _WIDTHS:
             if last // width - first // width < MAX_BUCKETS:
@@ -65,17 +81,69 @@ class Span(NamedTuple):
 class Sums:
     """Spend, tokens and calls of a session."""
 
-    __slots__ = ("calls", "looped", "nano", "refused", "tokens", "unpriced")
+    __slots__ = ("calls", "nano", "refused", "tokens", "unpriced")
 
     def __init__(self) -> None:
-        self.nano = self.tokens = self.calls = self.refused = self.looped = self.unpriced = 0
+        self.nano = self.tokens = self.calls = self.refused = self.unpriced = 0
 
     def rank(self) -> tuple[int, int, int]:
         """Who spent most comes first; where nobody spent, who used most."""
         return self.nano, self.tokens, self.calls
 
 
-class Figures:
+class Totals:
+    """What can be said of any number of calls, without keeping them.
+
+    Attributes:
+        sums: Sums by name.
+        outcomes: Calls by how they ended.
+        roles: Attempts by why they were made.
+        latencies: Of calls that ended ok and asked a provider, by model, milliseconds.
+    """
+
+    def __init__(self) -> None:
+        self.sums: Counter[str] = Counter()
+        self.outcomes: Counter[str] = Counter()
+        self.roles: Counter[str] = Counter()
+        self.latencies: defaultdict[str, array[float]] = defaultdict(_floats)
+        self._failures: Counter[tuple[str, int | None]] = Counter()
+        self._first_chunks = array("d")
+
+    def add(self, call: Call) -> None:
+        """Count a call in."""
+        sums = self.sums
+        sums["calls"] += 1
+        sums["nano"] += call.nano or 0
+        sums["prompt_tokens"] += call.prompt_tokens or 0
+        sums["completion_tokens"] += call.completion_tokens or 0
+        sums["estimated"] += call.estimated
+        sums["unpriced"] += is_unpriced(call)
+        sums["untimed"] += call.time is None
+        sums["unasked"] += call.outcome == "ok" and not call.attempts
+        sums["attempts"] += len(call.attempts)
+        sums["looped"] += has_looped(call)
+        self.outcomes[call.outcome] += 1
+        for one, role in zip(call.attempts, roles(call.attempts), strict=True):
+            self.roles[role] += 1
+            if one.outcome != "ok":
+                self._failures[one.error or one.outcome or "unknown", one.status] += 1
+        if call.outcome == "ok" and call.attempts and call.latency_ms is not None:
+            self.latencies[call.model].append(call.latency_ms)
+            if call.first_chunk_ms is not None:
+                self._first_chunks.append(call.first_chunk_ms)
+
+    def latency(self) -> dict[str, Any]:
+        """Percentiles, of all models and of each."""
+        ranked = sorted(self.latencies.items(), key=lambda item: (-len(item[1]), item[0]))
+        return {
+            "all": _percentiles(chain.from_iterable(self.latencies.values())),
+            "models": [{"name": name, **_percentiles(values)} for name, values in ranked[:LISTED]],
+            "model_count": len(ranked),
+            "first_chunk": _percentiles(self._first_chunks),
+        }
+
+
+class Figures(Totals):
     """Figures of the calls that were added.
 
     Example:
@@ -87,97 +155,52 @@ class Figures:
     """
 
     def __init__(self) -> None:
-        self._totals: Counter[str] = Counter()
-        self._outcomes: Counter[str] = Counter()
+        super().__init__()
         self._stops: Counter[tuple[str, str]] = Counter()
-        self._roles: Counter[str] = Counter()
-        self._failures: Counter[tuple[str, int | None]] = Counter()
         self._loops: Counter[tuple[str, str]] = Counter()
-        self._latencies: defaultdict[str, list[float]] = defaultdict(list)
-        self._first_chunks: list[float] = []
         self._sessions: defaultdict[str, Sums] = defaultdict(Sums)
         self._moments: list[tuple[int, str, int, int]] = []
         self._decided: list[tuple[int, str, str]] = []
 
     def add(self, call: Call) -> None:
         """Count a call in."""
-        totals, tokens = self._totals, (call.prompt_tokens or 0) + (call.completion_tokens or 0)
-        totals["calls"] += 1
-        totals["nano"] += call.nano or 0
-        totals["prompt_tokens"] += call.prompt_tokens or 0
-        totals["completion_tokens"] += call.completion_tokens or 0
-        totals["estimated"] += call.estimated
-        totals["unpriced"] += bool(call.attempts) and call.nano is None
-        totals["untimed"] += call.time is None
-        totals["unasked"] += call.outcome == "ok" and not call.attempts
-        self._outcomes[call.outcome] += 1
-        if call.stopped_by:
-            self._stops[call.stopped_by, "refused" if call.outcome == "refused" else "given up"] += 1
-        elif call.outcome == "refused":
-            self._stops[call.error, "refused"] += 1
+        super().add(call)
+        tokens = (call.prompt_tokens or 0) + (call.completion_tokens or 0)
         session = self._sessions[call.session]
         session.nano += call.nano or 0
         session.tokens += tokens
         session.calls += 1
         session.refused += call.outcome == "refused"
-        session.unpriced += bool(call.attempts) and call.nano is None
-        if call.time is not None:
-            self._moments.append((call.time, call.session, call.nano or 0, tokens))
-        self._add_decisions(call, session)
-        self._add_attempts(call)
-
-    def _add_decisions(self, call: Call, session: Sums) -> None:
-        looped = False
+        session.unpriced += is_unpriced(call)
+        if call.stopped_by or call.outcome == "refused":
+            self._stops[call.stopped_by or call.error, "refused" if call.outcome == "refused" else "given up"] += 1
         for made in call.decisions:
-            if call.time is not None:
-                self._decided.append((call.time, made.guard, made.decision))
             if made.guard == "loop":
                 self._loops[made.decision, made.kind] += 1
-                looped = looped or made.decision in FOUND
-        if call.stopped_by and call.time is not None:
-            label = "refused the call" if call.outcome == "refused" else "gave the call up"
-            self._decided.append((call.time, call.stopped_by, label))
-        self._totals["looped"] += looped
-        session.looped += looped
+        if call.time is not None:
+            self._moments.append((call.time, call.session, call.nano or 0, tokens))
+            self._add_decisions(call, call.time)
 
-    def _add_attempts(self, call: Call) -> None:
-        for one, role in zip(call.attempts, roles(call.attempts), strict=True):
-            self._roles[role] += 1
-            if one.outcome != "ok":
-                self._failures[one.error or one.outcome or "unknown", one.status] += 1
-        self._totals["attempts"] += len(call.attempts)
-        self._totals["repeated"] += len(call.attempts) > 1
-        if call.outcome == "ok" and call.attempts and call.latency_ms is not None:
-            self._latencies[call.model].append(call.latency_ms)
-            if call.first_chunk_ms is not None:
-                self._first_chunks.append(call.first_chunk_ms)
+    def _add_decisions(self, call: Call, time: int) -> None:
+        self._decided += [(time, made.guard, made.decision) for made in call.decisions]
+        if call.stopped_by:
+            label = "refused the call" if call.outcome == "refused" else "gave the call up"
+            self._decided.append((time, call.stopped_by, label))
 
     def made(self) -> dict[str, Any]:
         """All figures, as the page gets them."""
-        names = ("calls", "nano", "prompt_tokens", "completion_tokens", "estimated", "unpriced", "untimed", "unasked")
-        names += ("attempts", "repeated", "looped")
         ranked = sorted(self._sessions.items(), key=lambda item: (*item[1].rank(), item[0]), reverse=True)
         return {
-            "totals": {name: self._totals[name] for name in names},
-            "outcomes": [{"name": name, "calls": count} for name, count in self._outcomes.most_common()],
-            "latency": self._latency(),
+            "totals": {name: self.sums[name] for name in _SUMS},
+            "outcomes": [{"name": name, "calls": count} for name, count in self.outcomes.most_common()],
+            "latency": self.latency(),
             "sessions": [_session(name, sums) for name, sums in ranked[:LISTED]],
             "session_count": len(ranked),
             "stops": _rows(self._stops, "guard", "what"),
-            "attempts": {role: self._roles[role] for role in ("first", "retry", "failover", "follow_up")},
+            "attempts": {role: self.roles[role] for role in ("first", "retry", "failover", "follow_up")},
             "failures": _rows(self._failures, "error", "status"),
             "loops": _rows(self._loops, "decision", "kind"),
             **self._over_time([name for name, _ in ranked[:TOP_SESSIONS]], len(ranked)),
-        }
-
-    def _latency(self) -> dict[str, Any]:
-        ranked = sorted(self._latencies.items(), key=lambda item: (-len(item[1]), item[0]))
-        everything = [value for values in self._latencies.values() for value in values]
-        return {
-            "all": _percentiles(everything),
-            "models": [{"name": name, **_percentiles(values)} for name, values in ranked[:LISTED]],
-            "model_count": len(ranked),
-            "first_chunk": _percentiles(self._first_chunks),
         }
 
     def _over_time(self, top: Sequence[str], sessions: int) -> dict[str, Any]:
@@ -188,7 +211,7 @@ class Figures:
         span = Span.over(first, last)
         rest = sessions - len(top)
         lines = [_line(name, 1, span) for name in top] + ([_line(None, rest, span)] if rest else [])
-        index = {name: line for name, line in zip(top, lines, strict=False)}
+        index = dict(zip(top, lines, strict=False))
         for time, name, nano, tokens in self._moments:
             line, step = index.get(name) or lines[-1], span.step(time)
             line["nano"][step] += nano
@@ -203,7 +226,7 @@ class Figures:
     def _decisions(self, span: Span) -> list[dict[str, Any]]:
         rows: dict[tuple[str, str], list[int]] = {}
         for time, guard, decision in self._decided:
-            counts = rows.setdefault((guard, decision), [0] * span.count)
+            counts = rows.setdefault((guard, decision), [0] * span.steps)
             counts[span.step(time)] += 1
         kept = sorted(rows, key=lambda key: (-sum(rows[key]), key))[: LISTED + LISTED // 2]
         return [
@@ -212,8 +235,22 @@ class Figures:
         ]
 
 
+def _floats() -> array[float]:
+    return array("d")
+
+
+def is_unpriced(call: Call) -> bool:
+    """Whether a provider was asked, and nobody knows what that cost."""
+    return call.nano is None and bool(call.attempts)
+
+
+def has_looped(call: Call) -> bool:
+    """Whether a closed loop was found in a call."""
+    return any(made.guard == "loop" and made.decision in FOUND for made in call.decisions)
+
+
 def _line(name: str | None, sessions: int, span: Span) -> dict[str, Any]:
-    zeros = [0] * span.count
+    zeros = [0] * span.steps
     return {"name": name, "sessions": sessions, "nano": zeros[:], "tokens": zeros[:], "calls": zeros[:]}
 
 
@@ -231,4 +268,15 @@ def _rows(counts: Counter[Any], first: str, second: str) -> list[dict[str, Any]]
     return [{first: key[0], second: key[1], "count": count} for key, count in ranked]
 
 
-__all__ = ["FOUND", "LISTED", "MAX_BUCKETS", "TOP_SESSIONS", "Figures", "Span", "Sums"]
+__all__ = [
+    "FOUND",
+    "LISTED",
+    "MAX_BUCKETS",
+    "TOP_SESSIONS",
+    "Figures",
+    "Span",
+    "Sums",
+    "Totals",
+    "has_looped",
+    "is_unpriced",
+]

@@ -62,18 +62,15 @@ def make_report(path: str | os.PathLike[str], output: str | os.PathLike[str], ke
         OSError: The page could not be written.
 
     Example:
-        >>> import tempfile
-        >>> from brix_core import BRIX
-        >>> from brix_core.audit.log import close_logs
-        >>> class Parrot:
-        ...     def complete(self, prompt, **options):
-        ...         return prompt
+        >>> import tempfile, time
+        >>> from brix_core.audit.directory import Item, LogDirectory
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     answer = BRIX.wrap(Parrot(), log_path=folder).complete_sync("Hello")
-        ...     close_logs()
+        ...     log = LogDirectory(Path(folder), None, 2**20, time.time)
+        ...     log.append([Item("call", {"session_id": "s", "outcome": "ok"}, "c")], sync=False)
+        ...     log.close()
         ...     report = make_report(folder, f"{folder}/report.html")
-        ...     report.calls, report.verification.ok, report.output.stat().st_size > 10_000
-        (1, True, True)
+        ...     report.calls, report.unreadable, report.output.stat().st_size > 10_000
+        (1, 0, True)
     """
     target = Path(output)
     if target.is_dir():

@@ -52,6 +52,7 @@ class SDKAdapter(BaseLLMAdapter):
                 f"client and {', '.join(given)} were given; the client has its own: give one or the other"
             )
         self._client = self._made(given) if client is None else self._accepted(client)
+        _ = self.endpoint  # made now, so that threads that ask for it at the same time get the same one
 
     @property
     def _connections(self) -> Connections:

@@ -16,10 +16,10 @@ function niceTicks(top, whole = false) {
 /** Which steps bear a label, and what it says: the day where it changes, else the time. */
 function timeLabels(span, width) {
   const room = Math.max(2, Math.floor(width / 92));
-  const every = Math.ceil(span.count / room);
+  const every = Math.ceil(span.steps / room);
   const found = [];
   let day = "";
-  for (let step = 0; step < span.count; step += every) {
+  for (let step = 0; step < span.steps; step += every) {
     const text = iso(span.start + step * span.width);
     const date = text.slice(0, 10);
     const clock = span.width < 60_000 ? text.slice(11, 19) : text.slice(11, 16);
@@ -30,7 +30,7 @@ function timeLabels(span, width) {
 }
 
 function timeAxis(svg, span, x0, width, y) {
-  const size = width / span.count;
+  const size = width / span.steps;
   for (const [step, label] of timeLabels(span, width)) {
     const x = x0 + step * size;
     svg.append(g("line", { class: "tick", x1: x, x2: x, y1: y, y2: y + 4 }));
@@ -85,7 +85,7 @@ class Drawing {
     event.preventDefault();
     const limit = (value, size) => Math.min(Math.max(value, 0), size - 1);
     const [dx, dy] = moves[event.key];
-    this.show([limit(step + dx, figures.span.count), limit(row + dy, this.plot.rows)]);
+    this.show([limit(step + dx, figures.span.steps), limit(row + dy, this.plot.rows)]);
     this.live.textContent = this.tip.innerText.replaceAll("\n", ", ");
   }
 
@@ -122,7 +122,7 @@ const seriesName = (line) => (line.name === null ? plural(line.sessions, "other 
 /** Stacked steps: one measure, by session. */
 function drawSeries(key, lines) {
   const { span } = figures;
-  const totals = Array.from({ length: span.count }, (_, step) => lines.reduce((sum, line) => sum + line[key][step], 0));
+  const totals = Array.from({ length: span.steps }, (_, step) => lines.reduce((sum, line) => sum + line[key][step], 0));
   return (place, width) => {
     const ticks = niceTicks(Math.max(...totals), key !== "nano");
     const top = ticks[ticks.length - 1] || 1;
@@ -134,10 +134,10 @@ function drawSeries(key, lines) {
       svg.append(g("line", { class: "grid", x1: EDGE.left, x2: width - EDGE.right, y1: y(tick), y2: y(tick) }));
       svg.append(g("text", { class: "axis", x: EDGE.left - 8, y: y(tick) + 4, "text-anchor": "end" }, MEASURES[key].tick(tick)));
     }
-    const size = inner.width / span.count;
+    const size = inner.width / span.steps;
     const gap = Math.min(size * 0.2, 6);
     svg.append(g("rect", { class: "mark", hidden: "" }));
-    for (let step = 0; step < span.count; step += 1) {
+    for (let step = 0; step < span.steps; step += 1) {
       let below = 0;
       lines.forEach((line, index) => {
         const value = line[key][step];
@@ -154,7 +154,7 @@ function drawSeries(key, lines) {
       rows: 1,
       find: (x) => {
         const step = Math.floor((x - EDGE.left) / size);
-        return step >= 0 && step < span.count ? [step, 0] : null;
+        return step >= 0 && step < span.steps ? [step, 0] : null;
       },
       place: (step) => [EDGE.left + step * size, EDGE.top, size, inner.height],
     };
@@ -170,7 +170,7 @@ function drawRows(rows) {
     const right = 64;
     const row = narrow ? 40 : 26;
     const inner = width - left - right;
-    const size = inner / span.count;
+    const size = inner / span.steps;
     const height = rows.length * row + EDGE.bottom + 6;
     const svg = g("svg", { width, height, "aria-hidden": "true" });
     rows.forEach((line, index) => {
@@ -194,7 +194,7 @@ function drawRows(rows) {
       rows: rows.length,
       find: (x, y) => {
         const [step, index] = [Math.floor((x - left) / size), Math.floor(y / row)];
-        return step >= 0 && step < span.count && index >= 0 && index < rows.length ? [step, index] : null;
+        return step >= 0 && step < span.steps && index >= 0 && index < rows.length ? [step, index] : null;
       },
       place: (step, index) => [left + step * size, lane(index), Math.max(size, 2), 20],
     };

@@ -59,11 +59,11 @@ const exactly = (nano) => `$${(nano / 1e9).toFixed(9)}`;
 
 function duration(ms) {
   if (ms === null || ms === undefined) return "–";
-  if (ms < 1) return `${Number(ms.toPrecision(2))} ms`;
-  if (ms < 1_000) return `${Number(ms.toPrecision(3))} ms`;
-  if (ms < 60_000) return `${Number((ms / 1_000).toPrecision(3))} s`;
-  if (ms < 3_600_000) return `${Number((ms / 60_000).toPrecision(3))} min`;
-  return `${Number((ms / 3_600_000).toPrecision(3))} h`;
+  for (const [size, unit] of [[3_600_000, "h"], [60_000, "min"], [1_000, "s"]]) {
+    if (ms >= size) return ms / size >= 999.5 ? `${whole(Math.round(ms / size))} ${unit}` : `${(ms / size).toPrecision(3)} ${unit}`;
+  }
+  if (ms >= 100) return `${Math.round(ms)} ms`;
+  return `${ms >= 0.1 ? ms.toPrecision(2) : Number(ms.toFixed(3))} ms`;
 }
 
 function steps(ms) {

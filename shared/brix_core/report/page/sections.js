@@ -80,7 +80,7 @@ function showSeries(key) {
       onclick: () => filterBy({ session: line.name }) },
     h("span", { class: `key ${line.name === null ? "other" : `s${index}`}` }), h("bdi", { class: "name" }, clip(seriesName(line), 60)), h("b", {}, measure.write(totals[index]))))));
   place.replaceChildren(chart, legend, asTable(`${measure.label} over time`, ["From, UTC", ...lines.map((line) => clip(seriesName(line), 40))],
-    Array.from({ length: figures.span.count }, (_, step) => [iso(between(figures.span, step)[0]).slice(0, 19).replace("T", " "), ...lines.map((line) => measure.write(line[key][step]))])));
+    Array.from({ length: figures.span.steps }, (_, step) => [iso(between(figures.span, step)[0]).slice(0, 19).replace("T", " "), ...lines.map((line) => measure.write(line[key][step]))])));
   new Drawing(chart, `${measure.label} over time, by session. Left and right move, Enter shows the calls.`, drawSeries(key, lines), tell,
     (step) => filterBy({ range: between(figures.span, step) }));
 }
@@ -128,7 +128,7 @@ function bars(id, rows, none) {
   if (!rows.length) return byId(id).replaceChildren(nothing(none));
   const most = Math.max(...rows.map((row) => row.count));
   byId(id).replaceChildren(h("ul", { class: "bars" }, ...rows.slice(0, 12).map((row) => {
-    const bar = h("span", { class: `bar ${row.tone || "plain"}` });
+    const bar = h("span", { class: `bar ${row.count ? row.tone || "plain" : "zero"}` });
     bar.style.width = `${most ? (100 * row.count) / most : 0}%`;
     const label = row.filter ? h("button", { type: "button", class: "link", onclick: () => filterBy(row.filter) }, row.label) : row.label;
     return h("li", {}, h("span", { class: "bar-label" }, label), h("span", { class: "bar-count" }, whole(row.count)), h("span", { class: "bar-lane", "aria-hidden": "true" }, bar));
@@ -139,7 +139,8 @@ function showCounts() {
   const guards = new Map();
   for (const row of figures.stops) guards.set(row.guard, [...(guards.get(row.guard) || []), row]);
   bars("outcomes", figures.outcomes.map((row) => ({ label: said(row.name), count: row.calls, tone: tone(row.name), filter: { outcome: row.name } })), "No call.");
-  bars("stops", figures.stops.map((row) => ({ label: h("span", {}, name(row.guard), ` · ${row.what}`), count: row.count, tone: "warn", filter: { decision: `stopped by ${row.guard}` } })), "No guard refused a call or gave one up.");
+  bars("stops", figures.stops.map((row) => ({ label: h("span", {}, name(row.guard), ` · ${row.what}`), count: row.count, tone: "warn",
+    filter: texts.stopped_by.includes(row.guard) ? { decision: `stopped by ${row.guard}` } : { search: row.guard } })), "No guard refused a call or gave one up.");
   const roles = { first: "first attempts", retry: "retries", failover: "failovers", follow_up: "follow-ups" };
   bars("attempts", figures.totals.attempts ? Object.entries(roles).map(([role, label]) => ({ label, count: figures.attempts[role] })) : [], "No provider was asked.");
   bars("failures", figures.failures.map((row) => ({ label: h("span", {}, name(row.error), row.status ? ` · HTTP ${row.status}` : ""), count: row.count, tone: "bad" })), "No attempt failed.");
