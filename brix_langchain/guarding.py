@@ -23,6 +23,7 @@ from brix_langchain.pipelines import ModelPipeline
 from brix_langchain.run_guards import RunGuards
 from brix_langchain.runnable import GuardedRunnable
 from brix_langchain.schema_binding import answering
+from brix_langchain.signals import with_signals
 from brix_langchain.string_endpoint import StringModelEndpoint
 from brix_langchain.string_llm import GuardedLLM
 from brix_langchain.structured import StructuredModel
@@ -64,15 +65,20 @@ def guard(target: Any, **options: Any) -> Any:
     request. Around a chain, a graph or an agent they see whole runs: time limits, retries, ``requests_per_minute``,
     circuit breaker, ``fallbacks`` and traces are about runs. Budget, tool loops and ``per_step_timeout`` hold inside,
     by callbacks, at each call of a model. What is about one prompt or answer (``tokens_per_minute``,
-    ``max_context_tokens``, ``response_schema``) is refused there: guard the model inside. Guarded models inside a
-    guarded run charge the session once, under the lower cap.
+    ``max_context_tokens``, ``response_schema``, ``regulated_spec``) is refused there: guard the model inside. Guarded
+    models inside a guarded run charge the session once, under the lower cap.
+
+    What a guarded chat model answers says whose call it was, what it cost and what was decided about it, in
+    ``response_metadata["brix"]`` (`brix_core.response_metadata.metadata_of`); of a stream the last chunk does.
 
     Args:
         target: It is left as it is. A guarded model works on a copy whose own retries are off, since a retry inside
             the model would pass by the budget and the rate limit. So does a guarded chain, with copies of the models
             in its steps, branches, bindings and fallbacks. Models in functions and in graphs' nodes are out of reach:
             make them with ``max_retries=0``. Under a budget that blocks, their calls are refused else.
-        **options: See `brix_core.GuardOptions`. ``fallbacks`` takes objects of the same kind as `target`.
+        **options: See `brix_core.GuardOptions`. ``fallbacks`` takes objects of the same kind as `target`,
+            ``retrieval_provider`` a `LangChainRetrievalProvider`, ``regulated_signals`` runnables, too
+            (`brix_langchain.signals`).
 
     Returns:
         `GuardedChatModel`, or with ``response_schema`` a `StructuredModel`, whose answers are instances; `GuardedLLM`,
@@ -99,9 +105,9 @@ def guard(target: Any, **options: Any) -> Any:
             f"guard() got a {type(target).__name__}, which is guarded already; guard it once, with all options"
         )
     if isinstance(target, BaseChatModel):
-        return _guarded_chat_model(target, parse(options))
+        return _guarded_chat_model(target, parse(with_signals(options)))
     if isinstance(target, BaseLLM):
-        return _guarded_llm(target, parse(options))
+        return _guarded_llm(target, parse(with_signals(options)))
     if not isinstance(target, Runnable):
         raise _no_target(target)
     _refuse_bound_models(target)

@@ -36,6 +36,7 @@ from brix_langchain.chat_model import GuardedChatModel
 from brix_langchain.guarding import _endpoint
 from brix_langchain.live_state import SharedByCopies
 from brix_langchain.pipelines import ModelPipeline
+from brix_langchain.signals import with_signals
 from brix_langchain.telling import TellsOfItsGuards
 
 MAX_MODELS: Final = 32
@@ -120,7 +121,7 @@ class BrixMiddleware(TellsOfItsGuards, SharedByCopies, AgentMiddleware[AgentStat
         checks.one_of("on_loop", on_loop, ("nudge", "inject_diversity", "end", "raise"))
         self._ends_loops = on_loop == "end"
         self._limits = RunLimits(max_model_calls, max_tool_calls, on_limit)
-        options = {name: value for name, value in options.items() if value is not None}
+        options = {name: value for name, value in with_signals(options).items() if value is not None}
         if "response_format" in options:
             raise BrixConfigurationError(
                 "response_format is an option of create_agent(response_format=...), and none of BrixMiddleware; "

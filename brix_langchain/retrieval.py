@@ -18,7 +18,14 @@ from brix_core import checks
 from brix_core.clock import Clock
 from brix_core.errors import BrixConfigurationError
 from brix_core.retrieval.gate import RetrievalGate
-from brix_core.retrieval.results import Relevance, RetrievalResult, RetrievedDocument, ScoreKind, source_of
+from brix_core.retrieval.results import (
+    Relevance,
+    RetrievalResult,
+    RetrievedDocument,
+    ScoreKind,
+    checked_score,
+    source_of,
+)
 from brix_core.session import current_session_id
 from brix_langchain.sessions import session_of
 
@@ -52,6 +59,8 @@ class LangChainRetrievalProvider:
         source_key: Where the metadata name a document's source; by default ``source``, ``url``, ``file_path`` or
             ``file_name``, else the document's id.
         search_kwargs: What else a search is given, such as ``{"filter": ...}``.
+        min_score: Relevance a document must have for an answer to rest on it, in [0, 1]. Where none has it, a rule of
+            a spec that asks for documents refuses the call as if there were no provider.
 
     Raises:
         BrixConfigurationError: An argument cannot be used as given.
@@ -75,6 +84,7 @@ class LangChainRetrievalProvider:
         score_key: str | Callable[[Document], Any] = "score",
         source_key: str | None = None,
         search_kwargs: Mapping[str, Any] | None = None,
+        min_score: float = 0.0,
     ) -> None:
         if not isinstance(index, VectorStore | Runnable):
             raise BrixConfigurationError(
@@ -86,6 +96,7 @@ class LangChainRetrievalProvider:
         self._k = _count(self._search_kwargs.pop("k", None) if k is None else k)
         self._score_key = score_key
         self._source_key = source_key
+        self._min_score = checked_score(min_score, "min_score")
 
     async def retrieve(self, query: str, *, max_results: int | None = None) -> RetrievalResult:
         """Find what fits the query best.
@@ -97,11 +108,11 @@ class LangChainRetrievalProvider:
         Raises:
             BrixConfigurationError: A document has no score, or none of the kind that was named.
         """
-        return RetrievalResult.of(found for _, found in await self.asearch(query, max_results))
+        return self._result(await self.asearch(query, max_results))
 
     def retrieve_sync(self, query: str, *, max_results: int | None = None) -> RetrievalResult:
         """As `retrieve`, for blocking callers."""
-        return RetrievalResult.of(found for _, found in self.search(query, max_results))
+        return self._result(self.search(query, max_results))
 
     def search(
         self, query: str, k: int | None = None, config: RunnableConfig | None = None, **search: Any
@@ -131,6 +142,9 @@ class LangChainRetrievalProvider:
             with self._needing_scores():
                 return self._ranked(await index.asimilarity_search_with_score(query, k=k or DEFAULT_K, **search))
         return self._scored(await index.ainvoke(query, config, **search), k)
+
+    def _result(self, found: _Found) -> RetrievalResult:
+        return RetrievalResult.of(read for _, read in found if read.score >= self._min_score)
 
     def _asked(self, k: int | None, search: dict[str, Any]) -> tuple[int | None, dict[str, Any]]:
         return self._k if k is None else _count(k), {**self._search_kwargs, **search}

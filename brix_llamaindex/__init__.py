@@ -18,6 +18,7 @@ from brix_llamaindex.llm import GuardedLLM
 from brix_llamaindex.output_parser import BrixOutputParser
 from brix_llamaindex.query_engine import GuardedQueryEngine
 from brix_llamaindex.retrieval import IndexRetrievalProvider, RegulatedPostprocessor
+from brix_llamaindex.signals import SelectorSignal
 from brix_llamaindex.tools import GuardedTool, ToolOptions, guard_tool, guard_tools
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "IndexRetrievalProvider",
     "LlamaIndexAdapter",
     "RegulatedPostprocessor",
+    "SelectorSignal",
     "ToolOptions",
     "guard",
     "guard_tool",

@@ -50,9 +50,15 @@ def guard(target: Any, **options: Unpack[GuardOptions]) -> Any:
     engine, or read the answer within the session. Agents stream, too: with ``response_schema``, ``stream_mode`` is
     ``"validated"`` for them when left out, since what has been streamed cannot be healed.
 
+    A response says whose call it was, what it cost and what was decided about it, in ``additional_kwargs["brix"]``
+    (`brix_core.response_metadata.metadata_of`); of a stream the last chunk does. An engine's prompts hold documents and
+    question in one text, so ``regulated_spec`` takes all of it for the user's words there; `GuardedQueryEngine` tells
+    them apart.
+
     Args:
         target: An LLM, a query engine, a chat engine, an agent or an `AgentWorkflow`, not guarded yet.
-        **options: See `brix_core.GuardOptions`. ``fallbacks`` takes further LLMs.
+        **options: See `brix_core.GuardOptions`. ``fallbacks`` takes further LLMs, ``retrieval_provider`` an
+            `IndexRetrievalProvider`, ``regulated_signals`` programs and selectors, too (`brix_llamaindex.signals`).
 
     Returns:
         An object of a subclass of its class, for whatever takes one.

@@ -13,7 +13,7 @@ from brix_llamaindex.answers import fitted, is_parsed
 from brix_llamaindex.endpoint import LLMEndpoint
 from brix_llamaindex.events import announced
 from brix_llamaindex.limits import RunLimit, current_limit, nearer
-from brix_llamaindex.response_metadata import ToldStream, told
+from brix_llamaindex.response_metadata import ToldStream, note_call, told
 from brix_llamaindex.tool_runs import model_asked
 
 if TYPE_CHECKING:
@@ -136,6 +136,7 @@ class Guards:
     def _begun(self, request: CallRequest, limit: RunLimit | None) -> CallRequest:
         """The request, to be over when the run around it must be."""
         model_asked()
+        note_call(request.call)
         return request if limit is None else request.evolve(deadline=limit.deadline_by(self.pipeline.clock))
 
 

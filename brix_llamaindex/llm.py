@@ -39,6 +39,7 @@ from brix_llamaindex.faces import face, private_copy, without_retries
 from brix_llamaindex.guards import STATE, Guards
 from brix_llamaindex.messages import Prompt
 from brix_llamaindex.parsed_streams import ParsedStreams
+from brix_llamaindex.signals import with_signals
 from brix_llamaindex.structured import StructuredPrediction
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def guarded_llms(llms: Sequence[LLM], options: GuardOptions) -> list[GuardedLLM]
     """
     for llm in llms:
         _require_plain_llm(llm, "guard")
+    options = with_signals(options)
     parsed = parse(options)
     for fallback in parsed.fallbacks:
         _require_plain_llm(fallback, "fallbacks")

@@ -21,6 +21,7 @@ from brix_llamaindex.copies import SharedCopies
 from brix_llamaindex.engines import GuardedQueryRuns
 from brix_llamaindex.guarding import guard
 from brix_llamaindex.guards import Guards
+from brix_llamaindex.regulated_queries import RegulatedQueries, divided
 from brix_llamaindex.retrieval import RegulatedPostprocessor
 
 
@@ -32,12 +33,18 @@ class GuardedQueryEngine(SharedCopies, BaseQueryEngine):
             it is.
         llm: Who answers from an index; `Settings.llm` when left out.
         min_score: Relevance a node must have, in [0, 1]. None lets all past.
-        score: What the scores of the nodes are; needed with `min_score`. See `IndexRetrievalProvider`.
+        score: What the scores of the nodes are; needed with `min_score` and ``regulated_spec``. See
+            `IndexRetrievalProvider`.
         on_low: When no node is relevant enough, ``"refuse"`` raises `brix_core.BrixRetrievalError`; ``"drop"`` answers
             "Empty Response". The LLM is asked in neither case.
         source_key: Where the metadata name a node's source.
         engine_options: For ``index.as_query_engine``, such as ``similarity_top_k``, ``streaming``, ``response_mode``.
-        **options: See `guard`. ``response_schema`` checks the answers, too.
+        **options: See `guard`. ``response_schema`` checks the answers, too. ``regulated_spec`` looks at the query as
+            what the user says and at the nodes as what was retrieved (rules with ``applies_to: [retrieved]``); their
+            score counts in the risk. A query that a circuit breaker stops is answered from its nodes and nothing else,
+            or refused, before any LLM is asked, but for those that its retriever or postprocessors ask. The decision,
+            what all calls cost and their ids are in ``response.metadata["brix"]``. With ``enable_output_guard`` answers
+            are looked at, streamed ones too.
 
     Raises:
         BrixConfigurationError: An argument cannot be used as given.
@@ -69,22 +76,31 @@ class GuardedQueryEngine(SharedCopies, BaseQueryEngine):
         engine_options: Mapping[str, Any] | None = None,
         **options: Unpack[GuardOptions],
     ) -> None:
-        self._engine: GuardedQueryRuns = guard(_engine_of(source, llm, engine_options), **options)
+        inner, around = divided(options)
+        self._engine: GuardedQueryRuns = guard(_engine_of(source, llm, engine_options), **inner)
         super().__init__(callback_manager=self._engine.callback_manager)
         self._relevance: RegulatedPostprocessor | None = None
-        if min_score is None:
+        self._regulated: RegulatedQueries | None = None
+        if not around and min_score is None:
             if score is not None or source_key is not None or on_low != "refuse":
                 raise BrixConfigurationError("score, source_key and on_low have no effect without min_score; give it")
             return
+        needs = "regulated_spec" if around else "min_score"
         if score is None:
             raise BrixConfigurationError(
-                "min_score needs score='similarity', 'distance' or a function: what the scores of the nodes are"
+                f"{needs} needs score='similarity', 'distance' or a function: what the scores of the nodes are"
             )
         if not isinstance(self._engine, RetrieverQueryEngine):
             raise BrixConfigurationError(
-                f"min_score needs a query engine with a retriever of its own (RetrieverQueryEngine), got "
-                f"{type(source).__name__}; put a RegulatedPostprocessor into the engines inside"
+                f"{needs} needs a query engine with a retriever of its own (RetrieverQueryEngine), got "
+                f"{type(source).__name__}; put a RegulatedPostprocessor into the engines inside, or guard the LLM"
             )
+        if around:
+            self._regulated = RegulatedQueries(self._engine, around, score, source_key)
+        if min_score is None:
+            if on_low != "refuse":
+                raise BrixConfigurationError("on_low has no effect without min_score; give it")
+            return
         self._relevance = RegulatedPostprocessor(
             score=score,
             min_score=min_score,
@@ -103,13 +119,14 @@ class GuardedQueryEngine(SharedCopies, BaseQueryEngine):
         return self._engine.brix
 
     def get_traces(self, session_id: str | None = None) -> list[dict[str, Any]]:
-        """Trace entries of retrievals (``guard`` is ``"retrieval"``) and LLM calls, newest first.
+        """Trace entries of retrievals (``guard`` is ``"retrieval"``), LLM calls and regulated queries, newest first.
 
         Args:
             session_id: Only those of this session.
         """
         retrievals = [] if self._relevance is None else self._relevance.get_traces(session_id)
-        entries = [*self._engine.get_traces(session_id), *retrievals]
+        queries = [] if self._regulated is None else self._regulated.get_traces(session_id)
+        entries = [*self._engine.get_traces(session_id), *retrievals, *queries]
         return sorted(entries, key=lambda entry: entry["timestamp"], reverse=True)
 
     def retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
@@ -127,6 +144,8 @@ class GuardedQueryEngine(SharedCopies, BaseQueryEngine):
         additional_source_nodes: Sequence[NodeWithScore] | None = None,
     ) -> RESPONSE_TYPE:
         """Answer from nodes."""
+        if self._regulated is not None:
+            return self._regulated.query(query_bundle, nodes, additional_source_nodes)
         return self._engine.synthesize(query_bundle, nodes, additional_source_nodes)
 
     async def asynthesize(
@@ -136,13 +155,15 @@ class GuardedQueryEngine(SharedCopies, BaseQueryEngine):
         additional_source_nodes: Sequence[NodeWithScore] | None = None,
     ) -> RESPONSE_TYPE:
         """Answer from nodes, on the event loop."""
+        if self._regulated is not None:
+            return await self._regulated.aquery(query_bundle, nodes, additional_source_nodes)
         return await self._engine.asynthesize(query_bundle, nodes, additional_source_nodes)
 
     def _query(self, query_bundle: QueryBundle) -> RESPONSE_TYPE:
-        return self._engine.query(query_bundle)
+        return (self._regulated or self._engine).query(query_bundle)
 
     async def _aquery(self, query_bundle: QueryBundle) -> RESPONSE_TYPE:
-        return await self._engine.aquery(query_bundle)
+        return await (self._regulated or self._engine).aquery(query_bundle)
 
     def _get_prompt_modules(self) -> PromptMixinType:
         return {"engine": self._engine}

@@ -15,7 +15,14 @@ from brix_core import checks
 from brix_core.clock import Clock
 from brix_core.errors import BrixConfigurationError
 from brix_core.retrieval.gate import RetrievalGate
-from brix_core.retrieval.results import Relevance, RetrievalResult, RetrievedDocument, ScoreKind, source_of
+from brix_core.retrieval.results import (
+    Relevance,
+    RetrievalResult,
+    RetrievedDocument,
+    ScoreKind,
+    checked_score,
+    source_of,
+)
 from brix_llamaindex.copies import SharedCopies
 from brix_llamaindex.events import announce_retrieval
 
@@ -31,6 +38,8 @@ class IndexRetrievalProvider:
         top_k: Nodes to find, at most; the index's or the retriever's own number when left out.
         source_key: Where the metadata name a node's source; by default ``source``, ``url``, ``file_path`` or
             ``file_name``, else the id of the document it is part of.
+        min_score: Relevance a node must have for an answer to rest on it, in [0, 1]. Where none has it, a rule of a
+            spec that asks for documents refuses the call as if there were no provider.
 
     Raises:
         BrixConfigurationError: An argument cannot be used as given.
@@ -51,6 +60,7 @@ class IndexRetrievalProvider:
         score: ScoreKind,
         top_k: int | None = None,
         source_key: str | None = None,
+        min_score: float = 0.0,
     ) -> None:
         if not isinstance(index, BaseIndex | BaseRetriever):
             raise BrixConfigurationError(
@@ -60,6 +70,7 @@ class IndexRetrievalProvider:
         self._relevance = Relevance(score)
         self._top_k = _count("top_k", top_k)
         self._source_key = source_key
+        self._min_score = checked_score(min_score, "min_score")
 
     async def retrieve(self, query: str, *, max_results: int | None = None) -> RetrievalResult:
         """Find what fits the query best.
@@ -91,7 +102,7 @@ class IndexRetrievalProvider:
         documents = read_nodes(nodes[:limit], self._relevance, self._source_key)
         if isinstance(self._index, BaseIndex):
             self._relevance.check_order([document.score for document in documents])
-        return RetrievalResult.of(documents)
+        return RetrievalResult.of(document for document in documents if document.score >= self._min_score)
 
 
 class RegulatedPostprocessor(SharedCopies, BaseNodePostprocessor):

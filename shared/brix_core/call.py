@@ -182,6 +182,7 @@ class LogicalCall:
             started=self.started,
             started_at=self.started_at,
             cap_usd=self.cap_usd,
+            blocking=self.blocking,
             sample=sample,
             whole=self,
         )

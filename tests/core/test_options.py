@@ -499,14 +499,12 @@ def test_an_option_of_a_guard_that_is_not_active_is_refused(option: str) -> None
         "max_context_tokens",
         "cache",
         "regulated_spec",
+        "replay",
         *(name for name in fields(TimeoutConfig) if name.endswith("timeout") and name != "on_timeout"),
     }
     value = DEFAULTS[guard].get(option)
     if option in activating:
-        assert (
-            guard
-            in parse({option: {"cache": CACHE, "regulated_spec": SPEC, "replay": __file__}.get(option, 1_000)}).configs
-        )
+        assert guard in parse({option: ACTIVATE[guard].get(option, 1_000)}).configs
     else:
         value = {"prices": {}, "retry_on": [418], "burst_capacity": 1, "cache_ttl": 1}.get(
             option, "x" if value is None else value

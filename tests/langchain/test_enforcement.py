@@ -26,7 +26,14 @@ from brix_core.demo import (
     ServerError,
     StalledStream,
 )
-from brix_core.enforcement import EnforcedOutput, EnforcementEngine, OpenAIAdapter, PydanticValidator, RetryPolicy
+from brix_core.enforcement import (
+    EnforcedOutput,
+    EnforcementEngine,
+    FailoverChain,
+    OpenAIAdapter,
+    PydanticValidator,
+    RetryPolicy,
+)
 from brix_core.failures import classify
 from brix_langchain import LangChainAdapter, as_runnable, guard
 
@@ -256,3 +263,9 @@ class TestRunnable:
         for wrong in (None, 3, {"text": "Norway"}):
             with pytest.raises(BrixConfigurationError, match="takes a text, messages or a prompt"):
                 as_runnable(made, City).invoke(wrong)
+
+
+def test_adapters_of_two_kinds_make_no_chain(chat: Make) -> None:
+    core = OpenAIAdapter(api_key="test", model="gpt-4o-mini")
+    with pytest.raises(BrixConfigurationError, match="LangChainAdapter and OpenAIAdapter word their messages"):
+        FailoverChain([LangChainAdapter(chat()), core])

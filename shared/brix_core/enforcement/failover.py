@@ -62,6 +62,13 @@ class FailoverChain:
                 raise BrixConfigurationError(f"adapters[{number}] must be an adapter, got {adapter!r:.200}")
         if len(set(map(id, self.adapters))) < len(self.adapters):
             raise BrixConfigurationError(f"an adapter is in the chain twice: {self!r}; give each once")
+        kinds = {type(adapter.endpoint.codec): adapter for adapter in self.adapters}
+        if len(kinds) > 1:  # a prompt is made once, in the words of the first
+            one, two, *_ = (type(adapter).__name__ for adapter in kinds.values())
+            raise BrixConfigurationError(
+                f"a failover chain takes adapters of one kind: {one} and {two} word their messages differently. Give the "
+                "core's adapters alone, or those of one framework"
+            )
         self.circuit_breaker_config = circuit_breaker_config
         self.cooldown = None if cooldown is None else checks.positive("cooldown", cooldown)
         self._store: Store = default_store()

@@ -142,9 +142,9 @@ def phrases(pattern: str) -> tuple[Phrase, ...]:
 
     Example:
         >>> [[word.forms[0] for word in phrase.words] for phrase in phrases("(kill|harm) self")]
-        [['kill', 'self'], ['killself'], ['harm', 'self'], ['harmself']]
-        >>> [phrase.words[0].forms for phrase in phrases("(=kill|harm) ... self")]
-        [('kill', 'harm', 'harms', 'harmed', 'harming')]
+        [['kill', 'self'], ['killself']]
+        >>> phrases("(=kill|harm) self")[0].words[0].forms
+        ('kill', 'harm', 'harms', 'harmed', 'harming')
     """
     read = ways(pattern)
     if len(read) > 1:  # Words that may stand for each other are one word; whoever shows the ways wants them apart.

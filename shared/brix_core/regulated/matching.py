@@ -21,6 +21,7 @@ from typing import TypeAlias
 
 from brix_core.regulated.folding import SUBSTITUTES, SYMBOLS
 from brix_core.regulated.grammar import GAP_CHARACTERS, GAP_WORDS, Phrase, Word, unspaced
+from brix_core.regulated.spelling import BROKEN, CONTROLS, signed, spelt, tight
 
 NONE = -1
 OPEN = -2
@@ -32,8 +33,6 @@ LOOK_BACK = 200
 
 _TOKEN = re.compile(r"[^\W_]+")
 _SIGNS = frozenset(SYMBOLS)
-_CONTROLS = dict.fromkeys([*range(9), *range(14, 28), 127])
-_BROKEN = re.compile(r"-[ \t\r]*(?:\n[ \t\r]*)?|\r?\n")
 _BROKEN_FROM = 5
 _MIXED = re.compile(r"[^\W\d_]\d+[^\W\d_]")
 _BESIDE = 16
@@ -41,6 +40,9 @@ _ONE_LETTER_WORDS = frozenset("ai")
 
 _Ends: TypeAlias = tuple[tuple[int, ...], bool]
 _NOWHERE: _Ends = ((), False)
+
+Readings: TypeAlias = tuple[tuple[tuple[str, int], ...], tuple[str, ...]]
+"""Keys with their ends, and letters at the end of the text that may turn into keys."""
 
 
 class Search:
@@ -50,7 +52,13 @@ class Search:
         text: The copy.
         view: Its view.
         raw: Tells the character of the original behind one of the copy, by its index.
+        longest: Letters of the longest key of a word.
         final: Whether nothing follows.
+
+    Attributes:
+        text: The copy.
+        view: Its view.
+        signs: Whether it has symbols that may stand for letters.
     """
 
     __slots__ = (
@@ -58,18 +66,23 @@ class Search:
         "_final",
         "_from",
         "_gaps",
+        "_longest",
         "_n",
         "_open_ends",
         "_open_from",
         "_open_gaps",
+        "_open_readings",
         "_raw",
-        "_signs",
+        "_readings",
+        "signs",
         "text",
         "view",
     )
 
-    def __init__(self, text: str, view: str, raw: Callable[[int], str], *, final: bool = True) -> None:
+    def __init__(self, text: str, view: str, raw: Callable[[int], str], longest: int, *, final: bool = True) -> None:
         self._raw = raw
+        self._longest = longest
+        self._readings: dict[int, Readings] = {}
         self._ends: dict[tuple[Word, int], _Ends] = {}
         self._from: dict[tuple[Phrase, int, int], int] = {}
         self._gaps: dict[int, tuple[int, ...]] = {}
@@ -81,7 +94,8 @@ class Search:
         self.view = view
         self._final = final
         self._n = len(text)
-        self._signs: bool | None = None
+        self.signs = signed(text)
+        self._open_readings: dict[int, Readings] = {}
         self._open_ends: dict[tuple[Word, int], _Ends] = {}
         self._open_from: set[tuple[Phrase, int, int]] = set()
         self._open_gaps: dict[int, tuple[int, ...]] = {}
@@ -175,28 +189,53 @@ class Search:
             (self._open_ends if known[1] else self._ends)[key] = known
         return known
 
-    def _ends_of(self, word: Word, start: int) -> _Ends:
-        text = self.text
-        if text[start] not in word.firsts or (start and text[start - 1].isalnum() and not word.free):
-            return _NOWHERE
-        token = _TOKEN.match(text, start)
-        if token is not None and not word.free:
-            end = token.end()
-            if end < self._n:
-                if text[start:end] in word.exact and not text[start].isdigit() and not text[end - 1].isdigit():
-                    return (end,), False
-                # Three letters, then a space: neither apart nor with a symbol in it.
-                if end - start > 2 and text[end] == " " and self.view[start:end] not in word.views:
-                    return _NOWHERE
-        return self._spelled(word, start)
+    def readings(self, start: int) -> Readings:
+        """Keys of words that may begin at a place, where words have edges."""
+        known = self._readings.get(start) or self._open_readings.get(start)
+        if known is None:
+            known = self._read(start)
+            (self._open_readings if known[1] else self._readings)[start] = known
+        return known
 
-    def _spelled(self, word: Word, start: int) -> _Ends:
-        if self._signs is None:
-            self._signs = any(sign in self.text for sign in SYMBOLS)
+    def _read(self, start: int) -> Readings:
+        text, view = self.text, self.view
+        stop = view.find(" ", start)
+        if stop - start > 2 and text[stop] == " " and not self.signs:
+            return (((view[start:stop], stop),) if stop - start <= self._longest else ()), ()
+        keys, partial = spelt(text, view, start, self._longest, signs=True)
+        partials = {partial}
+        if self.signs and text[start].isalnum():
+            more, partial = spelt(text, view, start, self._longest, signs=False)
+            keys += [key for key in more if key not in keys]
+            partials.add(partial)
+        return tuple(keys), () if self._final else tuple(letters for letters in partials if letters is not None)
+
+    def _ends_of(self, word: Word, start: int) -> _Ends:
+        if word.free:
+            return self._spelled(word.forms, start, free=True)
+        if start and self.text[start - 1].isalnum():
+            return _NOWHERE
+        keys, partials = self.readings(start)
+        found = [key for key, _ in keys if key in word.keys]
+        open_ = bool(partials) and not word.prefixes.isdisjoint(partials)
+        if not found and not open_:
+            return _NOWHERE
+        token = _TOKEN.match(self.text, start)
+        if token is not None and token.end() < self._n and token.group() in word.exact:
+            if not self.text[start].isdigit() and not self.text[token.end() - 1].isdigit():
+                return (token.end(),), False
+        if open_:
+            return self._spelled(word.forms, start)
+        if len(found) == 1:
+            return self._spelled(word.keys[found[0]], start)
+        met = {form for key in found for form in word.keys[key]}
+        return self._spelled(tuple(form for form in word.forms if form in met), start)
+
+    def _spelled(self, forms: tuple[str, ...], start: int, *, free: bool = False) -> _Ends:
         found: list[int] = []
-        for form in word.forms:
-            for signs in (True, False) if self._signs else (True,):
-                end = _Spelling(self, form, start, signs, word.free).end()
+        for form in forms:
+            for signs in (True, False) if self.signs else (True,):
+                end = _Spelling(self, form, start, signs, free).end()
                 if end == OPEN:  # the first one counts, and this may turn out to be it
                     return tuple(found), True
                 if end != NONE and end not in found:
@@ -269,7 +308,7 @@ class _Spelling:
             at += 1
         if at == begun:
             return NONE
-        separator = text[begun:at].translate(_CONTROLS)
+        separator = text[begun:at].translate(CONTROLS)
         if self._pieces[-1] > 2 and separator[:1] == " ":
             return NONE
         if at == len(text):
@@ -339,9 +378,9 @@ class _Spelling:
         return end if len(self._pieces) > 2 and max(self._pieces) <= 2 else NONE
 
     def _tight(self, separator: str) -> bool:
-        if _BROKEN.fullmatch(separator):
+        if BROKEN.fullmatch(separator):
             return separator[0] == "-" or len(self._form) >= _BROKEN_FROM
-        return len(separator) <= 3 and not any(map(str.isspace, separator))
+        return tight(separator)
 
     def _even(self, end: int) -> int:
         """Single letters: whether the word ends where they, or what stands between them, end or change."""
@@ -370,7 +409,7 @@ class _Spelling:
                 break
             between = text[near:far] if step > 0 else text[far + 1 : near + 1]
             beyond = far + step
-            if between.translate(_CONTROLS) not in self._seps or text[far].isdigit():
+            if between.translate(CONTROLS) not in self._seps or text[far].isdigit():
                 break
             if beyond == n and self._search.missing() == OPEN:
                 return "", OPEN

@@ -169,10 +169,10 @@ const selects = new Map();
 const MANY = 300;
 
 function choice(key, label, values, write) {
-  const select = h("select", { onchange: () => { state[key] = select.value ? select.value.slice(1) : null; update(); } },
+  const select = h("select", { id: `by-${key}`, onchange: () => { state[key] = select.value ? select.value.slice(1) : null; update(); } },
     h("option", { value: "" }, "all"), ...values.map((text) => h("option", { value: `=${text}` }, write(text))));
   selects.set(key, select);
-  return h("label", {}, `${label} `, select);
+  return h("div", { class: "field" }, h("label", { for: `by-${key}` }, label), select);
 }
 
 function showChips() {
@@ -207,7 +207,7 @@ function showTable() {
     ["model", "Model", [...texts.model].sort(bySession).slice(0, MANY), (text) => apart(text || "none", 40)],
     ["decision", "Decision", decisionKinds().slice(0, MANY), (text) => apart(text, 40)],
   ]) filters.append(choice(key, label, values, write));
-  filters.append(h("label", { class: "sorting" }, "Sort by ", h("select", { id: "sort", onchange: (event) => { state.down = !COLUMNS.find((one) => one.key === event.target.value).text; state.sort = event.target.value; update(); } },
+  filters.append(h("div", { class: "field sorting" }, h("label", { for: "sort" }, "Sort by"), h("select", { id: "sort", onchange: (event) => { state.down = !COLUMNS.find((one) => one.key === event.target.value).text; state.sort = event.target.value; update(); } },
     ...COLUMNS.map((column) => h("option", { value: column.key }, column.label)))),
   h("button", { type: "button", id: "direction", class: "quiet sorting", onclick: () => { state.down = !state.down; update(); } }));
   byId("table").append(table, h("p", { class: "empty if-none" }, data.count ? "No call is like that: take a filter away." : "The log holds no call yet."));
