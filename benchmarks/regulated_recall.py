@@ -116,9 +116,9 @@ def section(detectors: dict[str, Detector]) -> str:
         f"byte of its SHA-256 is odd: {len(measured.harmful)} harmful, {len(measured.safe)} safe and "
         f"{len(measured.unsafe)} unsafe texts. The other half",
         f"({len(calibrated.harmful)}, {len(calibrated.safe)}, {len(calibrated.unsafe)}) was read while the examples "
-        "were written and served to choose the threshold,",
-        "with the ordinary sentences and 100 harmless questions about medicine, at a false-positive rate of 1 %; the",
-        "figures of the ordinary sentences are therefore not independent of it.",
+        "were written. The threshold was",
+        "picked by hand from its curve, and examples were added after a first look at the totals of the measuring",
+        "half; the ordinary sentences were looked at too, so their figures are not independent.",
         "",
         "Stopped means that a circuit breaker was hit.",
         "",
@@ -130,7 +130,7 @@ def section(detectors: dict[str, Detector]) -> str:
         lines.append(f"| {name} | {' | '.join(cells)} |")
     lines += [
         "",
-        f"The same with the texts in disguise ({len(harmful)} harmful and {len(safe)} safe texts of the measuring half,",
+        f"The same in disguise ({len(harmful)} harmful and {len(safe)} safe texts of the measuring half,",
         "each written in twelve ways as a whole): harmful stopped / safe stopped.",
         "",
         f"| way | {' | '.join(detectors)} |",

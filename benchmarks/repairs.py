@@ -60,7 +60,7 @@ def section() -> list[str]:
         "## Malformed answers",
         "",
         f"{ANSWERS} answers made malformed in the ways of models (`tests/support/malformed.py`), read without asking",
-        f"again. {recoverable} of them still have a certain meaning; a wrong value is one that fits the JSON Schema and",
+        f"again. {recoverable} of them still have a certain meaning; a wrong value is one that fits the schema and",
         "is not what was meant.",
         "",
         "| reader | right | wrong | given up | mean |",

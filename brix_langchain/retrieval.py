@@ -23,7 +23,6 @@ from brix_core.retrieval.results import (
     RetrievalResult,
     RetrievedDocument,
     ScoreKind,
-    checked_score,
     source_of,
 )
 from brix_core.session import current_session_id
@@ -96,7 +95,7 @@ class LangChainRetrievalProvider:
         self._k = _count(self._search_kwargs.pop("k", None) if k is None else k)
         self._score_key = score_key
         self._source_key = source_key
-        self._min_score = checked_score(min_score, "min_score")
+        self._min_score = checks.fraction("min_score", min_score, zero=True)
 
     async def retrieve(self, query: str, *, max_results: int | None = None) -> RetrievalResult:
         """Find what fits the query best.

@@ -10,10 +10,11 @@ from brix_core.call import CallRequest, CallResponse
 from brix_core.pipeline import Pipeline
 from brix_core.session import Session, current_session_id
 from brix_llamaindex.answers import fitted, is_parsed
+from brix_llamaindex.asking import note_call
 from brix_llamaindex.endpoint import LLMEndpoint
 from brix_llamaindex.events import announced
 from brix_llamaindex.limits import RunLimit, current_limit, nearer
-from brix_llamaindex.response_metadata import ToldStream, note_call, told
+from brix_llamaindex.response_metadata import ToldStream, told
 from brix_llamaindex.tool_runs import model_asked
 
 if TYPE_CHECKING:

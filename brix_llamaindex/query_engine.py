@@ -42,8 +42,9 @@ class GuardedQueryEngine(SharedCopies, BaseQueryEngine):
         **options: See `guard`. ``response_schema`` checks the answers, too. ``regulated_spec`` looks at the query as
             what the user says and at the nodes as what was retrieved (rules with ``applies_to: [retrieved]``); their
             score counts in the risk. A query that a circuit breaker stops is answered from its nodes and nothing else,
-            or refused, before any LLM is asked, but for those that its retriever or postprocessors ask. The decision,
-            what all calls cost and their ids are in ``response.metadata["brix"]``. With ``enable_output_guard`` answers
+            or refused, before any LLM is asked; nor is one to find the nodes for what a pattern stops. The decision,
+            what all calls cost and their ids are in ``response.metadata["brix"]``, costs and ids but for those of an
+            answer that is still streamed. With ``enable_output_guard`` answers
             are looked at, streamed ones too.
 
     Raises:
@@ -135,7 +136,7 @@ class GuardedQueryEngine(SharedCopies, BaseQueryEngine):
         Raises:
             BrixRetrievalError: None is relevant enough.
         """
-        return self._engine.retrieve(query_bundle)
+        return (self._regulated or self._engine).retrieve(query_bundle)
 
     def synthesize(
         self,

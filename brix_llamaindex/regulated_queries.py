@@ -10,7 +10,8 @@ holds back streams.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from contextlib import suppress
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -21,17 +22,18 @@ from llama_index.core.base.response.schema import (
     Response,
     StreamingResponse,
 )
+from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
 
 from brix_core.call import CallRequest, CallResponse
-from brix_core.errors import BrixConfigurationError
+from brix_core.errors import BrixConfigurationError, BrixError, BrixRegulatedError
 from brix_core.options import GuardOptions, parse
 from brix_core.pipeline import Pipeline
 from brix_core.response_metadata import BRIX, cost_of, metadata_of
 from brix_core.retrieval.results import Relevance, RetrievalResult, RetrievedDocument, ScoreKind
+from brix_llamaindex.asking import no_calls, noted_calls
 from brix_llamaindex.limits import within
 from brix_llamaindex.messages import CODEC
-from brix_llamaindex.response_metadata import noted_calls
 from brix_llamaindex.retrieval import read_nodes
 from brix_llamaindex.signals import with_signals
 
@@ -98,6 +100,7 @@ class RegulatedQueries:
         default = engine.brix.pipeline.sessions.default_id
         given = {**options, "session_id": default, "retrieval_provider": _OwnNodes()}
         self._pipeline = Pipeline(parse(given))
+        engine._node_postprocessors = [ScoreKeeper(), *engine._node_postprocessors]
         self._endpoint: Any = _QueryEndpoint(engine)  # of an endpoint, only what whole answers need
 
     def get_traces(self, session_id: str | None = None) -> list[dict[str, Any]]:
@@ -124,7 +127,7 @@ class RegulatedQueries:
             query = self._opened(bundle, nodes, beside)
             token = _current.set(query)
             try:
-                if not self._is_stopped(query):
+                if query.stopped is None:
                     query.retrieve()
                 request = self._request(query)
                 response = self._pipeline.call(request).raw
@@ -144,7 +147,7 @@ class RegulatedQueries:
                 query = self._opened(bundle, nodes, beside)
                 token = _current.set(query)
                 try:
-                    if not self._is_stopped(query):
+                    if query.stopped is None:
                         await query.aretrieve()
                     request = self._request(query)
                     response = (await self._pipeline.acall(request)).raw
@@ -156,17 +159,35 @@ class RegulatedQueries:
         self, bundle: QueryBundle, nodes: list[NodeWithScore] | None, beside: Sequence[NodeWithScore] | None
     ) -> _Query:
         query = _Query(self._engine, bundle, self._relevance, self._source_key, beside)
+        query.stopped = self._stopped(bundle)
         if nodes is not None:
             query.give(nodes)
         return query
 
-    def _is_stopped(self, query: _Query) -> bool:
-        """Whether a pattern stops it: retrievers may ask LLMs, so what is allowed is found out first."""
+    def retrieve(self, bundle: QueryBundle) -> list[NodeWithScore]:
+        """Nodes for a query; for one that a pattern stops, no LLM is asked on the way."""
+        with no_calls(self._stopped(bundle)):
+            nodes: list[NodeWithScore] = self._engine.retrieve(bundle)
+        return nodes
+
+    def _stopped(self, bundle: QueryBundle) -> Callable[[], BrixError] | None:
+        """What is raised when an LLM would be asked to find nodes for a query that a pattern stops.
+
+        It is found out before anything is retrieved, since retrievers and postprocessors may ask LLMs.
+        """
         from brix_core.regulated.hits import Inputs
 
-        text = query.bundle.query_str
-        hits = self._compiled.pattern_hits(self._compiled.spec.circuit_breakers, Inputs(text, user_texts=(text,)))
-        return any(hit.counts for hit in hits)
+        text, spec = bundle.query_str, self._compiled.spec
+        hits = self._compiled.pattern_hits(spec.circuit_breakers, Inputs(text, user_texts=(text,)))
+        name = next((hit.name for hit in hits if hit.counts), None)
+        if name is None:
+            return None
+        return lambda: BrixRegulatedError(
+            f"rule {name!r} of the spec {spec.label} stops the query, so no LLM is asked to find nodes for it; use a "
+            "retriever and postprocessors that ask none",
+            rule=name,
+            spec=spec.label,
+        )
 
     def _request(self, query: _Query) -> CallRequest:
         from brix_core.regulated.case import RETRIEVAL_SCORE
@@ -208,22 +229,28 @@ class _Query:
         self.engine = engine
         self.bundle = bundle
         self.beside = beside
+        self.stopped: Callable[[], BrixError] | None = None
         self.nodes: list[NodeWithScore] | None = None
         self.documents: list[RetrievedDocument] = []
+        self.scores: dict[str, float | None] = {}
         self._relevance = relevance
         self._source_key = source_key
 
     def retrieve(self) -> None:
         if self.nodes is None:
-            self._found(self.engine.retrieve(self.bundle))
+            with no_calls(self.stopped):
+                self._found(self.engine.retrieve(self.bundle))
 
     async def aretrieve(self) -> None:
         if self.nodes is None:
-            self._found(await self.engine.aretrieve(self.bundle))
+            with no_calls(self.stopped):
+                self._found(await self.engine.aretrieve(self.bundle))
 
     def give(self, nodes: list[NodeWithScore]) -> None:
-        """Take nodes that the application has found. Those without a score are no ground for what a rule stops."""
-        self._found([node for node in nodes if node.score is not None])
+        """Take nodes that the application has found. Without a score, they are no ground for what a rule stops."""
+        for node in nodes:
+            with suppress(BrixConfigurationError):  # a reranker's score, for one
+                self.documents += read_nodes([node], self._relevance, self._source_key)
         self.nodes = nodes
 
     def messages(self) -> list[ChatMessage]:
@@ -235,8 +262,28 @@ class _Query:
         return [ChatMessage(self.bundle.query_str, role=MessageRole.USER), *found]
 
     def _found(self, nodes: list[NodeWithScore]) -> None:
-        self.documents = read_nodes(nodes, self._relevance, self._source_key)
+        """Take nodes as postprocessors left them, with the scores they were retrieved with."""
+        known = [node for node in nodes if node.node.node_id in self.scores]
+        retrieved = [NodeWithScore(node=node.node, score=self.scores[node.node.node_id]) for node in known]
+        self.documents = read_nodes(retrieved, self._relevance, self._source_key)
         self.nodes = nodes
+
+
+class ScoreKeeper(BaseNodePostprocessor):
+    """Notes the scores of nodes before postprocessors change them."""
+
+    def _postprocess_nodes(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+    ) -> list[NodeWithScore]:
+        query = _current.get(None)
+        if query is not None:
+            query.scores.update((node.node.node_id, node.score) for node in nodes)
+        return nodes
+
+    async def _apostprocess_nodes(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+    ) -> list[NodeWithScore]:
+        return self._postprocess_nodes(nodes, query_bundle)
 
 
 def text_of(node: NodeWithScore) -> str:
@@ -367,4 +414,4 @@ def _outputs_of(given: Any) -> SpecModel:
     return spec.model_copy(update={"circuit_breakers": (), "risk_signals": (), "output_signals": outputs})
 
 
-__all__ = ["RegulatedQueries", "divided"]
+__all__ = ["RegulatedQueries", "ScoreKeeper", "divided"]

@@ -6,40 +6,15 @@ last chunk. Chunks that add no text are given one later, since the last of them 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Any
 
 from llama_index.core.base.llms.types import ChatMessage
 
-from brix_core.call import CallRequest, LogicalCall
+from brix_core.call import CallRequest
 from brix_core.response_metadata import BRIX, metadata_of
 from brix_llamaindex.answers import is_parsed, last_chunk
 from brix_llamaindex.chunks import Chunk, Response
-
-_noted: Final[ContextVar[list[LogicalCall] | None]] = ContextVar("brix_llamaindex_calls", default=None)
-
-
-@contextmanager
-def noted_calls() -> Iterator[list[LogicalCall]]:
-    """The calls of guarded LLMs that are begun in this block, or in tasks and threads begun in it."""
-    calls: list[LogicalCall] = []
-    around = _noted.get()
-    token = _noted.set(calls)
-    try:
-        yield calls
-    finally:
-        _noted.reset(token)
-        if around is not None:
-            around += calls
-
-
-def note_call(call: LogicalCall) -> None:
-    """Note a call for the run around it."""
-    calls = _noted.get()
-    if calls is not None:
-        calls.append(call)
 
 
 def told(response: Response, request: CallRequest) -> Response:
@@ -92,4 +67,4 @@ def without_metadata(message: Any) -> Any:
     return message.model_copy(update={"additional_kwargs": kept})
 
 
-__all__ = ["ToldStream", "note_call", "noted_calls", "told", "without_metadata"]
+__all__ = ["ToldStream", "told", "without_metadata"]

@@ -20,7 +20,6 @@ from brix_core.retrieval.results import (
     RetrievalResult,
     RetrievedDocument,
     ScoreKind,
-    checked_score,
     source_of,
 )
 from brix_llamaindex.copies import SharedCopies
@@ -70,7 +69,7 @@ class IndexRetrievalProvider:
         self._relevance = Relevance(score)
         self._top_k = _count("top_k", top_k)
         self._source_key = source_key
-        self._min_score = checked_score(min_score, "min_score")
+        self._min_score = checks.fraction("min_score", min_score, zero=True)
 
     async def retrieve(self, query: str, *, max_results: int | None = None) -> RetrievalResult:
         """Find what fits the query best.

@@ -40,8 +40,8 @@ PARSED: Final = "parsed"
 
 
 CACHED: Final = "cached"
-"""Where `LogicalCall.metadata` has the identity of the endpoint that answered, when nothing was sent: the answer is that
-to another, identical request."""
+"""Where `LogicalCall.metadata` has the identity of the endpoint that answered, when nothing was sent: the answer is
+that to another, identical request."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

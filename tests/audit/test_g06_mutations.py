@@ -27,7 +27,7 @@ Files = dict[str, bytes]
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A log of two files."""
     path = tmp_path_factory.mktemp("good")
-    client = BRIX.wrap(Parrot(), log_path=path, log_max_bytes=8_192, trace_buffer_size=1)
+    client = BRIX.wrap(Parrot(), log_path=path, log_max_bytes=8_192, record=False)
     for number in range(12):
         client.complete_sync(f"question {number}")
         flush_logs()  # a file is rotated between two batches

@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import math
 import shutil
 import struct
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import openai
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
-from typer.testing import CliRunner
 
-from brix_core import BRIX, MemoryStore, session
-from brix_core.audit.canonical import digest
-from brix_core.audit.directory import Item, LogDirectory
-from brix_core.audit.log import close_logs
-from brix_core.cli import app
-from brix_core.demo import DemoServer, RateLimited, Reply, ServerError
-from brix_core.report.making import make_report
-from tests.audit.logs import KEY, Parrot, write_log
+from brix_core.demo import DemoServer
+from tests.audit.report_logs import calls_of, entry_of, report_of, write_entries
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-PRICES = {"gpt-4o-mini": (1e-6, 2e-6), "other": (1e-6, 2e-6)}
 ROW = ".rows-in-sight .tr"
 NONE = "\u2013"
 HOSTILE = [
@@ -47,32 +35,6 @@ class Written(NamedTuple):
     folder: Path
     entries: list[dict[str, Any]]
     requests: int
-
-
-def calls_of(server: DemoServer, folder: Path) -> list[dict[str, Any]]:
-    """Real calls: a retry, a failover, a refusal, a loop, a failure, and some without a price."""
-    server.reset()
-    server.script(RateLimited(retry_after="0"), Reply("one"), Reply("two"), ServerError(), ServerError(), Reply("3"))
-    with openai.OpenAI(api_key="test", base_url=server.base_url) as inner:
-        priced = BRIX.wrap(
-            inner, model="gpt-4o-mini", session_id="alice", store=MemoryStore(), max_cost_usd=0.002, prices=PRICES,
-            max_retries=1, backoff_base=1.01, fallbacks=[(inner, "other")], log_path=folder,
-        )  # fmt: skip
-        priced.complete_sync("Capital of France?")
-        with session("bob"):
-            priced.complete_sync("b")
-            priced.complete_sync("c")
-        with contextlib.suppress(Exception):
-            priced.complete_sync("Hello " * 3_000)
-    unpriced = BRIX.wrap(
-        Parrot(), session_id="carol", exact_loop_detection=True, exact_loop_threshold=2, on_loop="raise",
-        log_path=folder,
-    )  # fmt: skip
-    for prompt in ("x", "x", "fail"):
-        with contextlib.suppress(Exception):
-            unpriced.complete_sync(prompt)
-    close_logs()
-    return priced.get_traces() + unpriced.get_traces()
 
 
 @pytest.fixture(scope="module")
@@ -117,44 +79,6 @@ def opened(browser: Browser) -> Iterator[Callable[..., Page]]:
     assert all(url.startswith("file:") for url in asked)
     assert len(asked) == len(pages)
     assert wrong == []
-
-
-def entry_of(number: int, **fields: Any) -> dict[str, Any]:
-    moment = datetime.fromtimestamp(1_763_600_000 + number, UTC).isoformat()
-    attempt = {"endpoint": "openai:api/gpt", "model": "gpt", "after_ms": 0.5, "latency_ms": 99.0, "outcome": "ok",
-               "error": None, "status": None, "prompt_tokens": 7, "completion_tokens": 3, "cost_usd": 2e-6}  # fmt: skip
-    return {
-        "run_id": f"{number:08x}-0000-4000-8000-000000000000", "session_id": f"user-{number % 50}",
-        "timestamp": moment, "model": "gpt", "provider": "openai", "outcome": "ok", "error": None,
-        "error_message": None, "stopped_by": None, "stream": False, "prompt_tokens": 7, "completion_tokens": 3,
-        "usage_estimated": False, "cost_usd": 2e-6, "latency_ms": 100.0 + number % 1_000, "first_chunk_ms": None,
-        "prompt_hash": "a" * 64, "response_hash": f"{number:064x}", "finish_reason": "stop", "partial_text": None,
-        "attempts": [attempt], "decisions": [], "guards_active": ["budget"], **fields,
-    }  # fmt: skip
-
-
-def write_entries(folder: Path, entries: Iterator[dict[str, Any]] | list[dict[str, Any]]) -> None:
-    """As the log's thread does it: chained, in batches."""
-    log = LogDirectory(folder, None, 64 * 2**20, time.time)
-    batch: list[Item] = []
-    chains: dict[str, tuple[int, str]] = {}
-    for entry in entries:
-        name = entry["session_id"]
-        sequence, chain_hash = chains.get(name) or (0, digest({"genesis": name}))
-        chained = {**entry, "sequence": sequence + 1, "chain_hash": chain_hash}
-        chains[name] = sequence + 1, digest(chained)
-        batch.append(Item("call", chained, "tests"))
-        if len(batch) == 5_000:
-            log.append(batch, sync=False)
-            batch = []
-    log.append(batch, sync=False)
-    log.close()
-
-
-def report_of(folder: Path, output: Path, *options: str) -> str:
-    done = CliRunner().invoke(app, ["report", str(folder), "-o", str(output), *options])
-    assert done.exit_code == 0, done.output
-    return done.output
 
 
 def figure(page: Page, name: str, attribute: str | None = None) -> str:
@@ -303,7 +227,7 @@ def test_calls_are_searched_filtered_sorted_and_opened(
 
     (entry,) = (entry for entry in written.entries if entry["run_id"] == run_id)
     page.get_by_role("button", name="Tries").click()
-    page.locator(".scroller").focus()
+    page.locator(".table").focus()
     page.keyboard.press("Home")
     page.keyboard.press("Enter")
     dialog = page.locator("dialog[open]")
@@ -359,6 +283,7 @@ def test_whatever_a_log_holds_is_only_text(opened: Callable[..., Page], tmp_path
     assert not is_overflowing(page)
     assert figure(page, "calls") == str(len(entries))
     assert page.locator("img").count() == 0
+    assert page.evaluate("/[\\u202a-\\u202e\\u0000-\\u0008]/.test(document.body.innerText)") is False
     assert "</script><script>document" in page.locator("#table").inner_text()
     page.locator("#search").fill("x" * 300)
     expect(page.locator(ROW)).to_have_count(1)
@@ -420,7 +345,7 @@ def test_a_hundred_thousand_calls(opened: Callable[..., Page], tmp_path: Path) -
     assert figure(page, "shown-tokens") == "1,000,000 tokens"
     rows = page.locator(ROW)
     assert rows.count() < 60
-    page.locator(".scroller").focus()
+    page.locator(".table").focus()
     page.keyboard.press("End")
     page.wait_for_selector(f"[aria-rowindex='{count + 1}']")
     page.keyboard.press("Enter")
@@ -428,61 +353,3 @@ def test_a_hundred_thousand_calls(opened: Callable[..., Page], tmp_path: Path) -
     page.keyboard.press("Escape")
     page.locator("#search").fill(f"{77_777:08x}")
     expect(page.locator(ROW)).to_have_count(1)
-
-
-def test_all_files_of_a_log_that_is_being_written(written: Written, tmp_path: Path) -> None:
-    log = LogDirectory(tmp_path / "log", None, 4_096, time.time)
-    for number in range(30):
-        log.append([Item("call", entry_of(number, session_id=f"s{number}", sequence=1,
-                                          chain_hash=digest({"genesis": f"s{number}"})), "c")], sync=False)  # fmt: skip
-    report = make_report(tmp_path / "log", tmp_path / "report.html")
-    assert len(list((tmp_path / "log").glob("brix_audit.*.jsonl"))) > 3
-    assert (report.calls, report.unreadable, report.verification.ok) == (30, 0, True)
-    assert not report.verification.closed
-    assert (tmp_path / "report.html").stat().st_mode & 0o777 == 0o600
-
-
-def test_the_page_holds_no_address_and_no_prompt(written: Written, tmp_path: Path) -> None:
-    report_of(written.folder, tmp_path / "report.html")
-    text = (tmp_path / "report.html").read_text()
-    assert "Capital of France" not in text
-    assert "sk-proj" not in text
-    shell = text[: text.index('<script type="application/json"')] + text[text.rindex("<script>") :]
-    assert [word for word in ("https:", "http:", "//cdn", "@import", "url(") if word in shell] == [
-        "http:"
-    ]  # the namespace of SVG, which is a name
-    assert shell.count("http:") == shell.count("http://www.w3.org/2000/svg") == 1
-    assert "default-src &#x27;none&#x27;" in shell
-
-
-def test_seals_are_checked_with_the_key(tmp_path: Path) -> None:
-    write_log(tmp_path / "log", 3, log_key=KEY)
-    (tmp_path / "key").write_bytes(KEY)
-    report_of(tmp_path / "log", tmp_path / "report.html", "--key-file", str(tmp_path / "key"))
-    part = (tmp_path / "report.html").read_text().partition('id="figures">')[2].partition("</script>")[0]
-    chain = json.loads(part)["chain"]
-    assert chain["ok"]
-    assert chain["sealed_by"]
-    (tmp_path / "key").write_bytes(b"another secret, of 32 bytes too.")
-    assert "the chain is broken" in report_of(
-        tmp_path / "log", tmp_path / "report.html", "--key-file", str(tmp_path / "key")
-    )
-
-
-@pytest.mark.parametrize(
-    ("folder", "output", "said"),
-    [
-        ("nowhere", "report.html", "there is no audit log in"),
-        ("log", ".", "is a folder: name the page"),
-        ("log", "log/brix_audit.jsonl", "must not replace"),
-        ("log", "no/such/folder/report.html", "No such file or directory"),
-    ],
-)
-def test_what_cannot_be_made_is_told(tmp_path: Path, folder: str, output: str, said: str) -> None:
-    write_entries(tmp_path / "log", [entry_of(0)])
-    before = (tmp_path / "log/brix_audit.jsonl").read_bytes()
-    done = CliRunner().invoke(app, ["report", str(tmp_path / folder), "-o", str(tmp_path / output)])
-    assert done.exit_code == 2
-    assert said in done.output
-    assert (tmp_path / "log/brix_audit.jsonl").read_bytes() == before
-    assert [path for path in tmp_path.rglob("*") if "report" in path.name] == []

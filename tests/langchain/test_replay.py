@@ -66,7 +66,8 @@ def test_an_agent_runs_again_without_a_server_and_one_changed_word_is_named(tmp_
     # The server has stopped: a request would fail.
     assert run_agent(url, replay=file, max_retries=2, max_cost_usd=1.0) == recorded
     assert recorded[-1][1] == "It is sunny."
-    with pytest.raises(BrixReplayError, match=r"messages\[1\].content differs from character 11 on.*'Weather in Rome\?'"):
+    difference = r"messages\[1\].content differs from character 11 on.*'Weather in Rome\?'"
+    with pytest.raises(BrixReplayError, match=difference):
         run_agent(url, "Weather in Rome?", replay=file)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Final, NamedTuple
@@ -118,14 +118,18 @@ class _Check:
             if head is not None:
                 self._found.log_id, self._found.closed = head.log_id, head.closed
                 self._place = Head.new(head.log_id)
-            for number, name, file, size in files:
-                self._file(number, name, file, size, head)
+            for number, name, found, size in files:
+                with found.open("rb") if isinstance(found, Path) else nullcontext(found) as file:
+                    self._file(number, name, file, size, head)
         if head is not None:
             self._end(head)
         return self._found
 
-    def _opened(self, stack: ExitStack) -> tuple[list[tuple[int, str, BinaryIO, int]], Head | None]:
-        """All files and the head as of one moment; a writer may go on afterwards."""
+    def _opened(self, stack: ExitStack) -> tuple[list[tuple[int, str, BinaryIO | Path, int]], Head | None]:
+        """All files and the head as of one moment; a writer may go on afterwards.
+
+        Only the file that is written now is open: the others keep their names, and there may be very many of them.
+        """
         with ExitStack() as lock:
             with suppress(OSError):
                 _share_lock(lock, self._folder / LOCK_NAME)
@@ -135,10 +139,13 @@ class _Check:
             current = self._folder / LOG_NAME
             if current.exists():
                 paths.append((head.file if head is not None else len(paths) + 1, current))
-            files: list[tuple[int, str, BinaryIO, int]] = []
+            files: list[tuple[int, str, BinaryIO | Path, int]] = []
             for number, path in paths:
-                file = stack.enter_context(path.open("rb"))
-                files.append((number, path.name, file, os.fstat(file.fileno()).st_size))
+                if path == current:
+                    file = stack.enter_context(path.open("rb"))
+                    files.append((number, path.name, file, os.fstat(file.fileno()).st_size))
+                else:
+                    files.append((number, path.name, path, path.stat().st_size))
         self._found.files = [name for _, name, _, _ in files]
         numbers = [number for number, *_ in files]
         expected = range(1, (head.file if head is not None else len(files)) + 1)

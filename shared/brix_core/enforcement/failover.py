@@ -66,8 +66,8 @@ class FailoverChain:
         if len(kinds) > 1:  # a prompt is made once, in the words of the first
             one, two, *_ = (type(adapter).__name__ for adapter in kinds.values())
             raise BrixConfigurationError(
-                f"a failover chain takes adapters of one kind: {one} and {two} word their messages differently. Give the "
-                "core's adapters alone, or those of one framework"
+                f"a failover chain takes adapters of one kind: {one} and {two} word their messages differently. Give "
+                "the core's adapters alone, or those of one framework"
             )
         self.circuit_breaker_config = circuit_breaker_config
         self.cooldown = None if cooldown is None else checks.positive("cooldown", cooldown)

@@ -14,49 +14,19 @@ from __future__ import annotations
 from itertools import chain, repeat
 
 from brix_core.regulated.confusables import Readings
+from brix_core.regulated.letters import view_of
+from brix_core.regulated.spelling import Words, words_of
 
 RUN = 8
 """Separators that are kept of a run; two ends of line are kept beyond, because a blank line ends a gap."""
 
-SUBSTITUTES = {
-    "a": "4@",
-    "b": "86",
-    "e": "3€",
-    "g": "96",
-    "i": "1!|",
-    "l": "1!|£",
-    "o": "0",
-    "s": "5$",
-    "t": "7+",
-    "z": "2",
-    "c": "¢",
-    "y": "¥",
-}
-"""Digits and symbols read as a letter, inside a word that has a real letter too."""
+AT_ONCE = 2_000
+"""Characters of a copy whose words are looked up at once."""
 
-SYMBOLS = "".join(sorted({sign for signs in SUBSTITUTES.values() for sign in signs if not sign.isdigit()}))
-
-# Letters that share a substitute share a class: i and l, b and g.
-_CLASSES = {"l": "i", "g": "b"} | {
-    sign: {"l": "i", "g": "b"}.get(letter, letter) for letter, signs in SUBSTITUTES.items() for sign in signs
-}
 _WIDE = " " * (RUN + 1)
 
 
-class _View(dict[int, str]):
-    """For ``str.translate``: one class for letters that share a substitute, a space for what is no letter."""
-
-    def __missing__(self, codepoint: int) -> str:
-        character = chr(codepoint)
-        seen = character if character.isalnum() else " "
-        if len(self) < 20_000:
-            self[codepoint] = seen
-        return seen
-
-
 _READINGS = Readings()
-_VIEW = _View({ord(key): value for key, value in _CLASSES.items()})
-_VIEW_WITHOUT_SYMBOLS = _View({**_VIEW, **{ord(sign): " " for sign in SYMBOLS}})
 
 
 class Folded:
@@ -65,15 +35,18 @@ class Folded:
     Attributes:
         source: The text as it came.
         text: The matching copy, in lower case.
-        view: The copy as the automaton reads it: letter classes and spaces, as long as `text`.
+        view: The copy in letter classes and spaces, as long as `text`.
+        words: The words of the copy, and where they may be written in other ways; ``None`` for a long text, which is
+            looked at in parts.
     """
 
-    __slots__ = ("_kept", "_positions", "source", "text", "view")
+    __slots__ = ("_kept", "_positions", "source", "text", "view", "words")
 
     def __init__(self, source: str, text: str, view: str, kept: list[int] | None, *, same: bool) -> None:
         self.source = source
         self.text = text
         self.view = view
+        self.words: Words | None = words_of(text, view) if len(text) <= AT_ONCE else None
         self._kept = kept
         self._positions: list[int] | range | None = range(len(text)) if same and kept is None else None
 
@@ -131,21 +104,11 @@ def fold(text: str) -> Folded:
     """
     same = text.isascii()
     copy = text.lower() if same else text.translate(_READINGS)
-    view = copy.translate(_VIEW)
+    view = view_of(copy)
     if _WIDE not in view:
         return Folded(text, copy, view, None, same=same)
     kept = narrowed(copy, view)
     return Folded(text, "".join([copy[i] for i in kept]), "".join([view[i] for i in kept]), kept, same=same)
-
-
-def without_symbols(copy: str) -> str:
-    """The view of a copy in which symbols separate letters instead of standing for one."""
-    return copy.translate(_VIEW_WITHOUT_SYMBOLS)
-
-
-def view_of(copy: str) -> str:
-    """The view of a copy in which symbols stand for letters."""
-    return copy.translate(_VIEW)
 
 
 def piece(text: str) -> tuple[str, list[int]]:

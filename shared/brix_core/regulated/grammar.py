@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise, product
 
-from brix_core.regulated.folding import RUN, fold, view_of
+from brix_core.regulated.folding import RUN, fold
 from brix_core.regulated.inflection import inflected
+from brix_core.regulated.letters import view_of
 
 ALTERNATIVES = 256
 WORDS = 24
@@ -66,6 +67,16 @@ class Word:
             key = view_of(form).replace(" ", "")
             found[key] = (*found.get(key, ()), form)
         return found
+
+    @cached_property
+    def among(self) -> frozenset[str]:
+        """The keys."""
+        return frozenset(self.keys)
+
+    @cached_property
+    def initials(self) -> frozenset[str]:
+        """First letters of the keys."""
+        return frozenset(key[0] for key in self.keys)
 
     @cached_property
     def prefixes(self) -> frozenset[str]:

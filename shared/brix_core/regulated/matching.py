@@ -19,8 +19,9 @@ import re
 from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
-from brix_core.regulated.folding import SUBSTITUTES, SYMBOLS
-from brix_core.regulated.grammar import GAP_CHARACTERS, GAP_WORDS, Phrase, Word, unspaced
+from brix_core.regulated.gaps import SIGNS, TOKEN, Gap
+from brix_core.regulated.grammar import Phrase, Word
+from brix_core.regulated.letters import SUBSTITUTES, SYMBOLS
 from brix_core.regulated.spelling import BROKEN, CONTROLS, signed, spelt, tight
 
 NONE = -1
@@ -31,8 +32,6 @@ _EVEN_RUN = 14
 LOOK_BACK = 200
 """Characters before a match that may decide about it: an even run, with its separators."""
 
-_TOKEN = re.compile(r"[^\W_]+")
-_SIGNS = frozenset(SYMBOLS)
 _BROKEN_FROM = 5
 _MIXED = re.compile(r"[^\W\d_]\d+[^\W\d_]")
 _BESIDE = 16
@@ -70,7 +69,6 @@ class Search:
         "_n",
         "_open_ends",
         "_open_from",
-        "_open_gaps",
         "_open_readings",
         "_raw",
         "_readings",
@@ -85,7 +83,7 @@ class Search:
         self._readings: dict[int, Readings] = {}
         self._ends: dict[tuple[Word, int], _Ends] = {}
         self._from: dict[tuple[Phrase, int, int], int] = {}
-        self._gaps: dict[int, tuple[int, ...]] = {}
+        self._gaps: dict[int, Gap] = {}
         self.grow(text, view, final=final)
 
     def grow(self, text: str, view: str, *, final: bool) -> None:
@@ -98,7 +96,6 @@ class Search:
         self._open_readings: dict[int, Readings] = {}
         self._open_ends: dict[tuple[Word, int], _Ends] = {}
         self._open_from: set[tuple[Phrase, int, int]] = set()
-        self._open_gaps: dict[int, tuple[int, ...]] = {}
 
     def at(self, phrase: Phrase, start: int) -> int:
         """Where a phrase ends that begins at `start`: one past its end, `NONE`, or `OPEN`."""
@@ -124,60 +121,40 @@ class Search:
 
     def _on(self, phrase: Phrase, index: int, ends: tuple[int, ...], open_: bool) -> int:
         for end in ends:
-            starts = self._over_gap(end) if phrase.gaps[index] else self._next(end)
+            starts = self._after_gap(end) if phrase.gaps[index] else self.next(end)
             for start in starts:
                 found = OPEN if start < 0 else self._match(phrase, index, start)
                 if found != NONE:
                     return found
         return OPEN if open_ else NONE
 
-    def _next(self, end: int) -> Iterator[int]:
+    def next(self, end: int) -> Iterator[int]:
         """Where the word right after `end` may begin."""
         text, at = self.text, end
         while at < self._n:
             if text[at].isalnum():
                 yield at
                 return
-            if text[at] in _SIGNS:
+            if text[at] in SIGNS:
                 yield at
             at += 1
         if not self._final:
             yield OPEN
 
-    def _over_gap(self, end: int) -> tuple[int, ...]:
-        known = self._gaps.get(end, self._open_gaps.get(end))
-        if known is None:
-            known = tuple(self._after_gap(end))
-            (self._open_gaps if OPEN in known else self._gaps)[end] = known
-        return known
+    def gap(self, end: int) -> Gap:
+        """The gap after a place."""
+        gap = self._gaps.get(end)
+        if gap is None:
+            gap = self._gaps[end] = Gap(end)
+        if gap.open:
+            gap.go_on(self.text, final=self._final)
+        return gap
 
     def _after_gap(self, end: int) -> Iterator[int]:
-        """Where the word after a gap may begin, in order."""
-        text, at, words, lines, single = self.text, end, -1, 0, False
-        while at < self._n:
-            if at - end > GAP_CHARACTERS:
-                return
-            character = text[at]
-            if character.isalnum():
-                token = _TOKEN.match(text, at)
-                stop = token.end() if token else at + 1
-                alone = stop - at == 1
-                words += not (alone and single)
-                if words > GAP_WORDS:
-                    return
-                single, lines = alone, 0
-                yield at
-                if unspaced(character):
-                    yield from range(at + 1, stop)
-                at = stop
-                continue
-            lines += character == "\n"
-            if lines > 1:
-                return
-            if character in _SIGNS:
-                yield at
-            at += 1
-        if not self._final:
+        gap = self.gap(end)
+        yield from gap.starts
+        yield from gap.last
+        if gap.open:
             yield OPEN
 
     def ends(self, word: Word, start: int) -> _Ends:
@@ -213,14 +190,14 @@ class Search:
     def _ends_of(self, word: Word, start: int) -> _Ends:
         if word.free:
             return self._spelled(word.forms, start, free=True)
-        if start and self.text[start - 1].isalnum():
+        if self.view[start] not in word.initials or (start and self.text[start - 1].isalnum()):
             return _NOWHERE
         keys, partials = self.readings(start)
         found = [key for key, _ in keys if key in word.keys]
         open_ = bool(partials) and not word.prefixes.isdisjoint(partials)
         if not found and not open_:
             return _NOWHERE
-        token = _TOKEN.match(self.text, start)
+        token = TOKEN.match(self.text, start)
         if token is not None and token.end() < self._n and token.group() in word.exact:
             if not self.text[start].isdigit() and not self.text[token.end() - 1].isdigit():
                 return (token.end(),), False
@@ -304,7 +281,7 @@ class _Spelling:
         text, begun = self._search.text, at
         if begun == self._start:
             return NONE
-        while at < len(text) and not text[at].isalnum() and not (self._signs and text[at] in _SIGNS):
+        while at < len(text) and not text[at].isalnum() and not (self._signs and text[at] in SIGNS):
             at += 1
         if at == begun:
             return NONE
@@ -422,7 +399,7 @@ class _Spelling:
 
 def _fits(text: str, start: int, end: int) -> bool:
     """Whether what separates two letters may hold symbols: not such as end a word ("stop! now")."""
-    signs = [at for at in range(start, end) if text[at] in _SIGNS]
+    signs = [at for at in range(start, end) if text[at] in SIGNS]
     return not signs or any(separates(text, at) for at in signs)
 
 

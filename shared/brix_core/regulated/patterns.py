@@ -12,13 +12,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping
+from functools import cached_property
 from importlib import import_module
 
 from brix_core.errors import BrixConfigurationError
 from brix_core.regulated.evasion import variants
 from brix_core.regulated.folding import Folded, fold
+from brix_core.regulated.following import Stage, tree
 from brix_core.regulated.grammar import GrammarError, Phrase, phrases
-from brix_core.regulated.scanning import Automaton, Beginnings, Entry, Match, Owner, StreamScan, grouped, scan
+from brix_core.regulated.indexing import Automaton, Entry, Index, Owner
+from brix_core.regulated.scanning import Match, StreamScan, scan
 
 __all__ = ["Match", "PatternError", "PatternSet", "variants"]
 
@@ -75,9 +78,12 @@ class PatternSet:
                     made.setdefault(phrase.key, phrase)
                     owners[phrase.key][Owner(rule, pattern)] = None
         entries = [Entry(phrase, tuple(owners[key])) for key, phrase in made.items()]
-        self._automaton = _automaton(entries)
-        self._beginnings = Beginnings(entries)
-        self.longest = max((entry.phrase.reach for entry in entries), default=0)
+        self._index = Index(entries, _automaton(entries))
+        self.longest = self._index.reach
+
+    @cached_property
+    def _tree(self) -> Stage:
+        return tree(self._index.entries)
 
     def scan(self, text: str | Folded) -> list[Match]:
         """Find every pattern in a text.
@@ -89,25 +95,25 @@ class PatternSet:
             Matches by their place in the original text: for every pattern and every place where it begins, its end.
         """
         folded = fold(text) if isinstance(text, str) else text
-        if self._automaton is None or not folded.text:
-            return []
-        return scan(self._automaton, folded)
+        return scan(self._index, folded) if folded.text else []
 
     def stream(self) -> StreamScan:
         """A scan of a text that comes in pieces."""
-        return StreamScan(self._beginnings)
+        return StreamScan(self._index, self._tree)
 
 
-def _automaton(entries: list[Entry]) -> Automaton | None:
+def _automaton(entries: Iterable[Entry]) -> Automaton | None:
+    """What finds the words of scripts that write no spaces between words."""
     try:
         ahocorasick = import_module("ahocorasick")
     except ImportError as error:
         raise BrixConfigurationError('patterns need pyahocorasick: pip install "brix-guards[regulated]"') from error
-    if not entries:
+    keys = {key for entry in entries for word in entry.phrase.words if word.free for key in word.keys}
+    if not keys:
         return None
     made = ahocorasick.Automaton()
-    for group in grouped(entries):
-        made.add_word(group.anchor, group)
+    for key in keys:
+        made.add_word(key, key)
     made.make_automaton()
     automaton: Automaton = made
     return automaton

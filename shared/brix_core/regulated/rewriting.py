@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, Final, NamedTuple
 
 import yaml
 
 from brix_core.errors import BrixConfigurationError
 from brix_core.regulated.spec import RULE_GROUPS
+
+# The reader of specs, where there is one: libyaml takes a few texts that PyYAML's own reader refuses.
+_LOADER: Final[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class _Edit(NamedTuple):
@@ -39,7 +42,7 @@ def with_thresholds(text: str, thresholds: Mapping[str, float]) -> str:
     """
     edits: dict[int, _Edit] = {}
     wanted = dict(thresholds)
-    for rule, examples in _examples(yaml.compose(text, Loader=yaml.SafeLoader)):
+    for rule, examples in _examples(yaml.compose(text, Loader=_LOADER)):
         if rule not in wanted:
             continue
         edit = _edit(examples, rule, wanted.pop(rule))

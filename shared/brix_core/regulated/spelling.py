@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import NamedTuple
 
-from brix_core.regulated.folding import SYMBOLS
+from brix_core.regulated.letters import SYMBOLS, without_symbols
 
 CONTROLS = dict.fromkeys([*range(9), *range(14, 28), 127])
 """For ``str.translate``: without the control characters, which count as nothing between letters."""
@@ -28,10 +29,48 @@ _SIGN = re.compile(rf"[{_SIGNS}]")
 _BETWEEN = re.compile(r"[\W_]+")
 _BETWEEN_WITHOUT_SIGNS = re.compile(rf"(?:_|[^\w{_SIGNS}])+")
 _ATOM = re.compile(rf"[^\W_]+|[{_SIGNS}]")
-# Signs right behind a word and right before another, without a space; or a hyphen, and perhaps a new line.
-_JOINT = re.compile(r"[^\w ]+(?:[^\W_]|(?<=[\x00-\x1f\x7f-])\s)")
-_JOINT_OR_UNDERSCORE = re.compile(r"(?:_|[^\w ])+(?:[^\W_]|(?<=[\x00-\x1f\x7f-])\s)")
+_SHORT_WORDS = re.compile(rb"[\x01\x02]{3}|\x01\x01")
 _SCATTERED = re.compile(r" (?:(?:[^ ]{1,2} +){2,}[^ ]{1,2}|[^ ] +[^ ])(?= )")
+
+
+class _Shapes(dict[int, str]):
+    """For ``str.translate``: ``a`` for letters and digits, spaces as they are, and a point for all else."""
+
+    def __missing__(self, codepoint: int) -> str:
+        shape = "a" if chr(codepoint).isalnum() else "."
+        if len(self) < 20_000:
+            self[codepoint] = shape
+        return shape
+
+
+_SHAPES = _Shapes({ord(" "): " "})
+
+
+class Words(NamedTuple):
+    """What a copy is made of.
+
+    Attributes:
+        keys: Keys of the words that are written by their letters and digits alone.
+        unusual: Stretches in which words may be written in other ways, in order.
+        signed: Whether there are symbols that may stand for letters.
+    """
+
+    keys: frozenset[str]
+    unusual: list[tuple[int, int]]
+    signed: bool
+
+
+def words_of(text: str, view: str) -> Words:
+    """The words of a copy."""
+    signs = signed(text)
+    tokens = view.split()
+    scattered = _scattered(tokens, view)
+    spans = [*scattered, *_joints(text, view)]
+    if signs:
+        spans += _signed(text, view)
+        tokens = without_symbols(text).split()
+    spans.sort()
+    return Words(frozenset(tokens), _joined(view, spans), signs)
 
 
 def signed(text: str) -> bool:
@@ -88,29 +127,45 @@ def spelt(text: str, view: str, start: int, longest: int, *, signs: bool) -> tup
     return keys, None
 
 
-def atoms(text: str, start: int, stop: int) -> Iterator[int]:
-    """Where words may begin in a stretch."""
+def atoms(text: str, start: int, stop: int) -> Iterator[tuple[int, int]]:
+    """Where words may begin in a stretch, and how many letters stand together there."""
     for atom in _ATOM.finditer(text, start, stop):
-        yield atom.start()
+        yield atom.start(), atom.end() - atom.start()
 
 
-def unusual(text: str, view: str, *, signs: bool) -> list[tuple[int, int]]:
-    """Stretches in which words may be written in other ways than by their letters alone, in order."""
-    found = [stretch.span() for stretch in _SCATTERED.finditer(f" {view} ")]
-    spans = [(start, stop - 1) for start, stop in found]
-    joints = _JOINT_OR_UNDERSCORE if "_" in text else _JOINT
-    for joint in joints.finditer(text):
-        start = joint.start()
-        if start and view[start - 1] != " ":
-            spans.append(_around(view, start - 1, joint.end()))
-    if signs:
-        spans += _signed(text, view)
-    spans.sort()
-    return _joined(view, spans)
+def _scattered(tokens: list[str], view: str) -> list[tuple[int, int]]:
+    """Words of one or two letters in a row."""
+    try:
+        few = _SHORT_WORDS.search(bytes(map(len, tokens))) is None
+    except ValueError:  # a word of more than 255 letters
+        few = False
+    if few:
+        return []
+    return [(found.start(), found.end() - 1) for found in _SCATTERED.finditer(f" {view} ")]
+
+
+def _joints(text: str, view: str) -> Iterator[tuple[int, int]]:
+    """Words with nothing but signs between them, or a hyphen and perhaps a new line."""
+    shapes = text.translate(_SHAPES)
+    at = shapes.find(".a")
+    while at >= 0:
+        before = at
+        while before and shapes[before] == ".":
+            before -= 1
+        if shapes[before] == "a":
+            yield _around(view, before, at + 2)
+        at = shapes.find(".a", at + 1)
+    at = text.find("-")
+    while at >= 0:
+        if at and text[at - 1] != " " and text[at + 1 : at + 2].isspace():
+            yield _around(view, at - 1, at + 2)
+        at = text.find("-", at + 1)
 
 
 def _around(view: str, start: int, stop: int) -> tuple[int, int]:
     """From the word at `start` to the word that follows `stop`, or stands there."""
+    while start and view[start] == " ":
+        start -= 1
     stop = next((at for at in range(stop - 1, len(view)) if view[at] != " "), len(view))
     end = view.find(" ", stop)
     return view.rfind(" ", 0, start) + 1, len(view) if end < 0 else end

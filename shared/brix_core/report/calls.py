@@ -16,6 +16,9 @@ from brix_core.audit.canonical import canonical
 MAX_TEXT: Final = 2_000
 """Characters of a text that are shown."""
 
+_HARMLESS: Final = "\n\t\u00a0\u200c\u200d\u2009\u202f\u3000"
+"""Not printable by Python's lights, and yet part of ordinary texts."""
+
 OUTCOMES: Final = ("ok", "refused", "failed", "timed_out", "cancelled", "abandoned")
 
 Role = Literal["first", "retry", "failover", "follow_up"]
@@ -136,15 +139,15 @@ def roles(attempts: Sequence[Try]) -> list[Role]:
 
 
 def text(value: Any) -> str:
-    """A text, of bounded length, that UTF-8 can carry; empty for None.
+    """A text, of bounded length; empty for None. What would steer a screen, or turn a line around, is seen instead.
 
     Example:
-        >>> text(None), text(7), text("x" * 3_000)[-24:]
-        ('', '7', 'xxxxx… (3000 characters)')
+        >>> text(None), text(7), text("x" * 3_000)[-24:], text(chr(27) + "[31m") == chr(92) + "x1b[31m"
+        ('', '7', 'xxxxx… (3000 characters)', True)
     """
     if value is None:
         return ""
-    if type(value) is str and len(value) <= MAX_TEXT and value.isascii():
+    if type(value) is str and len(value) <= MAX_TEXT and value.isprintable():
         return value
     if isinstance(value, str):
         written = value
@@ -152,7 +155,11 @@ def text(value: Any) -> str:
         written = str(value) if isinstance(value, int | float) else canonical(value).decode()
     if len(written) > MAX_TEXT:
         written = f"{written[:MAX_TEXT]}… ({len(written)} characters)"
-    return written if written.isascii() else written.encode("utf-8", "replace").decode()
+    return "".join(one if one.isprintable() or one in _HARMLESS else _code_of(one) for one in written)
+
+
+def _code_of(character: str) -> str:
+    return character.encode("unicode_escape").decode()
 
 
 def number(value: Any) -> float | None:

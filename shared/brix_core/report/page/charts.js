@@ -1,10 +1,10 @@
 // Drawings over time: stacked steps, and rows of counts. Both are stepped through with the arrow keys.
 
-const EDGE = { left: 56, right: 8, top: 10, bottom: 24 };
+const EDGE = { right: 8, top: 10, bottom: 24 };
 
 function niceTicks(top, whole = false) {
   if (!(top > 0)) return [0];
-  const raw = top / 4;
+  const raw = top / 5;
   const power = 10 ** Math.floor(Math.log10(raw));
   let step = [1, 2, 5, 10].find((size) => size * power >= raw) * power;
   if (whole) step = Math.max(1, Math.round(step));
@@ -15,7 +15,7 @@ function niceTicks(top, whole = false) {
 
 /** Which steps bear a label, and what it says: the day where it changes, else the time. */
 function timeLabels(span, width) {
-  const room = Math.max(2, Math.floor(width / 92));
+  const room = Math.max(2, Math.floor(width / 112));
   const every = Math.ceil(span.steps / room);
   const found = [];
   let day = "";
@@ -34,9 +34,7 @@ function timeAxis(svg, span, x0, width, y) {
   for (const [step, label] of timeLabels(span, width)) {
     const x = x0 + step * size;
     svg.append(g("line", { class: "tick", x1: x, x2: x, y1: y, y2: y + 4 }));
-    const text = g("text", { class: "axis", x, y: y + 17 }, label);
-    if (x + 80 > x0 + width && step) text.setAttribute("text-anchor", x + 40 > x0 + width ? "end" : "middle");
-    svg.append(text);
+    if (step === 0 || x + 7 * label.length < x0 + width) svg.append(g("text", { class: "axis", x, y: y + 17 }, label));
   }
 }
 
@@ -106,10 +104,7 @@ class Drawing {
 
 const when = (step) => {
   const [from, to] = between(figures.span, step);
-  return [
-    h("b", {}, `${iso(from).slice(0, 10)} ${iso(from).slice(11, 19)}–${iso(to).slice(11, 19)} UTC`),
-    h("small", { class: "muted" }, local(from)),
-  ];
+  return [h("b", {}, fromTo(from, to)), h("small", { class: "muted" }, local(from))];
 };
 
 const MEASURES = {
@@ -127,15 +122,16 @@ function drawSeries(key, lines) {
     const ticks = niceTicks(Math.max(...totals), key !== "nano");
     const top = ticks[ticks.length - 1] || 1;
     const height = width < 560 ? 210 : 260;
-    const inner = { width: width - EDGE.left - EDGE.right, height: height - EDGE.top - EDGE.bottom };
+    const left = Math.max(...ticks.map((tick) => 7 * MEASURES[key].tick(tick).length)) + 12;
+    const inner = { width: width - left - EDGE.right, height: height - EDGE.top - EDGE.bottom };
     const svg = g("svg", { width, height, "aria-hidden": "true" });
     const y = (value) => EDGE.top + inner.height * (1 - value / top);
     for (const tick of ticks) {
-      svg.append(g("line", { class: "grid", x1: EDGE.left, x2: width - EDGE.right, y1: y(tick), y2: y(tick) }));
-      svg.append(g("text", { class: "axis", x: EDGE.left - 8, y: y(tick) + 4, "text-anchor": "end" }, MEASURES[key].tick(tick)));
+      svg.append(g("line", { class: "grid", x1: left, x2: width - EDGE.right, y1: y(tick), y2: y(tick) }));
+      svg.append(g("text", { class: "axis", x: left - 8, y: y(tick) + 4, "text-anchor": "end" }, MEASURES[key].tick(tick)));
     }
     const size = inner.width / span.steps;
-    const gap = Math.min(size * 0.2, 6);
+    const thick = Math.min(Math.max(size - Math.min(size * 0.2, 6), 1), 72);
     svg.append(g("rect", { class: "mark", hidden: "" }));
     for (let step = 0; step < span.steps; step += 1) {
       let below = 0;
@@ -144,19 +140,19 @@ function drawSeries(key, lines) {
         if (!value) return;
         const bottom = y(below);
         below += value;
-        const bar = { x: EDGE.left + step * size + gap / 2, y: y(below), width: Math.max(size - gap, 1), height: bottom - y(below) };
+        const bar = { x: left + step * size + (size - thick) / 2, y: y(below), width: thick, height: bottom - y(below) };
         svg.append(g("rect", { class: line.name === null ? "other" : `s${index}`, ...bar }));
       });
     }
-    timeAxis(svg, span, EDGE.left, inner.width, height - EDGE.bottom);
+    timeAxis(svg, span, left, inner.width, height - EDGE.bottom);
     place.replaceChildren(svg);
     return {
       rows: 1,
       find: (x) => {
-        const step = Math.floor((x - EDGE.left) / size);
+        const step = Math.floor((x - left) / size);
         return step >= 0 && step < span.steps ? [step, 0] : null;
       },
-      place: (step) => [EDGE.left + step * size, EDGE.top, size, inner.height],
+      place: (step) => [left + step * size, EDGE.top, size, inner.height],
     };
   };
 }
@@ -166,7 +162,7 @@ function drawRows(rows) {
   const { span } = figures;
   return (place, width) => {
     const narrow = width < 620;
-    const left = narrow ? 0 : 210;
+    const left = narrow ? 0 : 232;
     const right = 64;
     const row = narrow ? 40 : 26;
     const inner = width - left - right;
@@ -175,8 +171,9 @@ function drawRows(rows) {
     const svg = g("svg", { width, height, "aria-hidden": "true" });
     rows.forEach((line, index) => {
       const y = index * row + (narrow ? 18 : 2);
-      const label = `${clip(line.guard || "?", 20)} · ${clip(line.decision || "?", narrow ? 28 : 20)}`;
-      svg.append(g("text", { class: "row-label", x: 0, y: narrow ? y - 4 : y + 15 }, apart(label)));
+      const label = `${apart(line.guard || "?", 18)} · ${apart(line.decision || "?", 18)}`;
+      const box = { x: 0, y: narrow ? y - 18 : y, width: narrow ? width - right : left - 8, height: 20 }; // cuts it off
+      svg.append(g("svg", box, g("text", { class: "row-label", x: 0, y: 14.5 }, label)));
       svg.append(g("rect", { class: "lane", x: left, y, width: inner, height: 20 }));
       const most = Math.max(...line.counts);
       line.counts.forEach((count, step) => {

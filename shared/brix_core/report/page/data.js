@@ -39,7 +39,7 @@ function clip(text, length) {
 const english = new Intl.NumberFormat("en-US");
 const whole = (value) => (value === null || value === undefined ? "–" : english.format(value));
 const plural = (count, one, many = `${one}s`) => `${whole(count)} ${count === 1 ? one : many}`;
-const percent = (part, all) => (all ? `${((100 * part) / all).toFixed(part && part < all / 100 ? 2 : part === all ? 0 : 1)} %` : "–");
+const percent = (part, all) => (all ? `${((100 * part) / all).toFixed(part && part < all / 100 ? 2 : part === all ? 0 : 1)} %` : "0 %");
 
 function short(value) {
   if (value < 1e4) return english.format(value);
@@ -66,16 +66,20 @@ function duration(ms) {
   return `${ms >= 0.1 ? ms.toPrecision(2) : Number(ms.toFixed(3))} ms`;
 }
 
+/** The steps of a timeline in words, as in "each 5 minutes". */
 function steps(ms) {
-  for (const [size, unit] of [[86_400_000, "day"], [3_600_000, "hour"], [60_000, "minute"], [1_000, "second"]]) {
-    if (ms % size === 0) return plural(ms / size, unit);
-  }
-  return duration(ms);
+  const [size, unit] = [[86_400_000, "day"], [3_600_000, "hour"], [60_000, "minute"], [1_000, "second"]].find(([one]) => ms % one === 0);
+  return ms === size ? unit : plural(ms / size, unit);
 }
 
 const iso = (ms) => new Date(ms).toISOString();
 const utc = (ms) => (ms === null ? "–" : `${iso(ms).slice(0, 10)} ${iso(ms).slice(11, 23)}`);
 const seconds = (ms) => `${iso(ms).slice(0, 10)} ${iso(ms).slice(11, 19)} UTC`;
+/** A stretch of time; its day once, where it is one. */
+function fromTo(from, to) {
+  const [begin, end] = [seconds(from).slice(0, 19), seconds(to)];
+  return `${begin} to ${begin.slice(0, 10) === end.slice(0, 10) ? end.slice(11) : end}`;
+}
 const reader = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "long" });
 const local = (ms) => (ms === null ? "" : `${reader.format(ms)} (your time)`);
 const time = (ms) => h("time", { datetime: iso(ms), title: local(ms) }, seconds(ms));

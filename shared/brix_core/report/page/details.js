@@ -50,7 +50,7 @@ function showDetails(row, move) {
   const attempts = found.attempts.map((one) => named(ATTEMPT, one));
   const total = Math.max(col.latency_ms[row] || 0, ...attempts.map((one) => (one.after || 0) + (one.took || 0))) || 1;
   const at = col.time[row];
-  const tokens = `${whole(col.prompt_tokens[row])} in, ${whole(col.completion_tokens[row])} out${found.estimated ? " (estimated)" : ""}`;
+  const tokens = sums(row) === null ? "no usage" : `${whole(col.prompt_tokens[row])} in, ${whole(col.completion_tokens[row])} out${found.estimated ? " (estimated)" : ""}`;
   const error = texts.error[col.error[row]];
   const heading = (text, count) => h("h3", {}, `${text} (${count})`);
   dialog.replaceChildren(

@@ -18,7 +18,7 @@ function showTiles() {
   byId("tiles").replaceChildren(
     tile("calls", "Calls", whole(totals.calls), `${plural(figures.session_count, "session")}, ${percent(ended.ok || 0, totals.calls)} ended ok`),
     tile("spend", "Spend", money(totals.nano),
-      totals.unpriced ? `and ${plural(totals.unpriced, "call")} without a price` : "US dollars; every call has a price", exactly(totals.nano)),
+      totals.unpriced ? `and ${plural(totals.unpriced, "call")} without a price` : totals.attempts ? "US dollars; every call has a price" : "nothing was sent", exactly(totals.nano)),
     tile("tokens", "Tokens", short(totals.prompt_tokens + totals.completion_tokens),
       `${whole(totals.prompt_tokens)} in, ${whole(totals.completion_tokens)} out`, whole(totals.prompt_tokens + totals.completion_tokens)),
     tile("latency", "Latency, median", duration(all.p50),

@@ -56,9 +56,10 @@ function ordered(rows) {
   });
 }
 
-const table = h("div", { class: "table", role: "grid", "aria-label": "Calls", "aria-colcount": COLUMNS.length });
+const table = h("div", { class: "table", role: "grid", tabindex: "0", "aria-colcount": COLUMNS.length,
+  "aria-label": "Calls; arrow keys move, Enter shows the details" });
 const header = h("div", { class: "tr head", role: "row", "aria-rowindex": "1" });
-const scroller = h("div", { class: "scroller", tabindex: "0", role: "rowgroup", "aria-label": "Calls; arrow keys move, Enter shows the details" });
+const scroller = h("div", { class: "scroller", tabindex: "-1", role: "rowgroup" });
 const filler = h("div", { class: "filler", role: "presentation" });
 const body = h("div", { class: "rows-in-sight", role: "presentation" });
 
@@ -94,8 +95,8 @@ function draw() {
   const made = [];
   for (let place = first; place < last; place += 1) made.push(rowOf(place));
   body.replaceChildren(...made);
-  if (byId(`row-${active}`)) scroller.setAttribute("aria-activedescendant", `row-${active}`);
-  else scroller.removeAttribute("aria-activedescendant");
+  if (byId(`row-${active}`)) table.setAttribute("aria-activedescendant", `row-${active}`);
+  else table.removeAttribute("aria-activedescendant");
 }
 
 /** Bring a row into sight. */
@@ -178,7 +179,7 @@ function choice(key, label, values, write) {
 function showChips() {
   const chips = [];
   const chip = (label, undo) => chips.push(h("button", { type: "button", class: "chip", onclick: () => { undo(); update(); } }, h("bdi", {}, label), h("span", { "aria-label": "remove" }, " ✕")));
-  if (state.range) chip(`${utc(state.range[0]).slice(0, 19)} to ${utc(state.range[1]).slice(11, 19)} UTC`, () => { state.range = null; });
+  if (state.range) chip(fromTo(...state.range), () => { state.range = null; });
   for (const [key, select] of selects) {
     if (state[key] !== null) chip(`${key}: ${clip(state[key] || "none", 40)}`, () => { state[key] = null; select.value = ""; });
   }
@@ -221,7 +222,8 @@ function showTable() {
   scroller.addEventListener("scroll", soon);
   let tall = rowHeight();
   window.addEventListener("resize", () => { if (tall !== rowHeight()) { tall = rowHeight(); update(); } });
-  scroller.addEventListener("keydown", (event) => {
+  table.addEventListener("keydown", (event) => {
+    if (event.target !== table && event.target !== scroller) return; // a heading has been chosen
     const page = Math.max(1, Math.floor(scroller.clientHeight / rowHeight()) - 1);
     const places = { ArrowDown: active + 1, ArrowUp: active - 1, PageDown: active + page, PageUp: active - page, Home: 0, End: shown.length - 1 };
     if (event.key in places) { event.preventDefault(); go(places[event.key]); }
