@@ -11,8 +11,6 @@ holds back streams.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
-from contextlib import suppress
-from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from llama_index.core.base.llms.types import ChatMessage, MessageRole
@@ -22,19 +20,18 @@ from llama_index.core.base.response.schema import (
     Response,
     StreamingResponse,
 )
-from llama_index.core.postprocessor.types import BaseNodePostprocessor
-from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
+from llama_index.core.schema import NodeWithScore, QueryBundle
 
 from brix_core.call import CallRequest, CallResponse
 from brix_core.errors import BrixConfigurationError, BrixError, BrixRegulatedError
 from brix_core.options import GuardOptions, parse
 from brix_core.pipeline import Pipeline
 from brix_core.response_metadata import BRIX, cost_of, metadata_of
-from brix_core.retrieval.results import Relevance, RetrievalResult, RetrievedDocument, ScoreKind
+from brix_core.retrieval.results import Relevance, ScoreKind
 from brix_llamaindex.asking import no_calls, noted_calls
 from brix_llamaindex.limits import within
 from brix_llamaindex.messages import CODEC
-from brix_llamaindex.retrieval import read_nodes
+from brix_llamaindex.queried_nodes import OwnNodes, Query, ScoreKeeper, current_query, text_of
 from brix_llamaindex.signals import with_signals
 
 if TYPE_CHECKING:
@@ -54,7 +51,7 @@ _SHARED: Final = (
     "trace_buffer_size",
 )
 _RUN: Final = "query"
-"""Where the parameters of a request hold the `_Query`."""
+"""Where the parameters of a request hold the `Query`."""
 
 
 def divided(options: GuardOptions) -> tuple[GuardOptions, dict[str, Any]]:
@@ -98,7 +95,7 @@ class RegulatedQueries:
         self._source_key = source_key
         self._compiled = CompiledSpec.of(options["regulated_spec"])
         default = engine.brix.pipeline.sessions.default_id
-        given = {**options, "session_id": default, "retrieval_provider": _OwnNodes()}
+        given = {**options, "session_id": default, "retrieval_provider": OwnNodes()}
         self._pipeline = Pipeline(parse(given))
         engine._node_postprocessors = [ScoreKeeper(), *engine._node_postprocessors]
         self._endpoint: Any = _QueryEndpoint(engine)  # of an endpoint, only what whole answers need
@@ -125,14 +122,14 @@ class RegulatedQueries:
         """
         with self._engine._brix_run(), noted_calls() as calls:
             query = self._opened(bundle, nodes, beside)
-            token = _current.set(query)
+            token = current_query.set(query)
             try:
                 if query.stopped is None:
                     query.retrieve()
                 request = self._request(query)
                 response = self._pipeline.call(request).raw
             finally:
-                _current.reset(token)
+                current_query.reset(token)
         return self._told(response, request, calls)
 
     async def aquery(
@@ -145,20 +142,20 @@ class RegulatedQueries:
         with self._engine._brix_run() as limit, noted_calls() as calls:
             async with within(limit):
                 query = self._opened(bundle, nodes, beside)
-                token = _current.set(query)
+                token = current_query.set(query)
                 try:
                     if query.stopped is None:
                         await query.aretrieve()
                     request = self._request(query)
                     response = (await self._pipeline.acall(request)).raw
                 finally:
-                    _current.reset(token)
+                    current_query.reset(token)
         return self._told(response, request, calls, on_loop=True)
 
     def _opened(
         self, bundle: QueryBundle, nodes: list[NodeWithScore] | None, beside: Sequence[NodeWithScore] | None
-    ) -> _Query:
-        query = _Query(self._engine, bundle, self._relevance, self._source_key, beside)
+    ) -> Query:
+        query = Query(self._engine, bundle, self._relevance, self._source_key, beside)
         query.stopped = self._stopped(bundle)
         if nodes is not None:
             query.give(nodes)
@@ -189,7 +186,7 @@ class RegulatedQueries:
             spec=spec.label,
         )
 
-    def _request(self, query: _Query) -> CallRequest:
+    def _request(self, query: Query) -> CallRequest:
         from brix_core.regulated.case import RETRIEVAL_SCORE
 
         request = self._pipeline.request(self._endpoint, query.messages(), {_RUN: query})
@@ -213,99 +210,6 @@ class RegulatedQueries:
         told["calls"] = [call.run_id for call in calls]
         response.metadata = {**(response.metadata or {}), BRIX: told}
         return cast(RESPONSE_TYPE, response)
-
-
-class _Query:
-    """One query, and the nodes that were found for it, once."""
-
-    def __init__(
-        self,
-        engine: Any,
-        bundle: QueryBundle,
-        relevance: Relevance,
-        source_key: str | None,
-        beside: Sequence[NodeWithScore] | None,
-    ) -> None:
-        self.engine = engine
-        self.bundle = bundle
-        self.beside = beside
-        self.stopped: Callable[[], BrixError] | None = None
-        self.nodes: list[NodeWithScore] | None = None
-        self.documents: list[RetrievedDocument] = []
-        self.scores: dict[str, float | None] = {}
-        self._relevance = relevance
-        self._source_key = source_key
-
-    def retrieve(self) -> None:
-        if self.nodes is None:
-            with no_calls(self.stopped):
-                self._found(self.engine.retrieve(self.bundle))
-
-    async def aretrieve(self) -> None:
-        if self.nodes is None:
-            with no_calls(self.stopped):
-                self._found(await self.engine.aretrieve(self.bundle))
-
-    def give(self, nodes: list[NodeWithScore]) -> None:
-        """Take nodes that the application has found. Without a score, they are no ground for what a rule stops."""
-        for node in nodes:
-            with suppress(BrixConfigurationError):  # a reranker's score, for one
-                self.documents += read_nodes([node], self._relevance, self._source_key)
-        self.nodes = nodes
-
-    def messages(self) -> list[ChatMessage]:
-        """What the spec looks at."""
-        found = [
-            ChatMessage(text_of(node), role=MessageRole.TOOL, additional_kwargs={"tool_call_id": node.node.node_id})
-            for node in (*(self.nodes or ()), *(self.beside or ()))
-        ]
-        return [ChatMessage(self.bundle.query_str, role=MessageRole.USER), *found]
-
-    def _found(self, nodes: list[NodeWithScore]) -> None:
-        """Take nodes as postprocessors left them, with the scores they were retrieved with."""
-        known = [node for node in nodes if node.node.node_id in self.scores]
-        retrieved = [NodeWithScore(node=node.node, score=self.scores[node.node.node_id]) for node in known]
-        self.documents = read_nodes(retrieved, self._relevance, self._source_key)
-        self.nodes = nodes
-
-
-class ScoreKeeper(BaseNodePostprocessor):
-    """Notes the scores of nodes before postprocessors change them."""
-
-    def _postprocess_nodes(
-        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
-    ) -> list[NodeWithScore]:
-        query = _current.get(None)
-        if query is not None:
-            query.scores.update((node.node.node_id, node.score) for node in nodes)
-        return nodes
-
-    async def _apostprocess_nodes(
-        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
-    ) -> list[NodeWithScore]:
-        return self._postprocess_nodes(nodes, query_bundle)
-
-
-def text_of(node: NodeWithScore) -> str:
-    """A node's own text."""
-    return node.node.get_content(metadata_mode=MetadataMode.NONE)
-
-
-_current: ContextVar[_Query] = ContextVar("brix_llamaindex_query")
-
-
-class _OwnNodes:
-    """The nodes of the query under way, as what an answer can rest on."""
-
-    def retrieve_sync(self, query: str, *, max_results: int | None = None) -> RetrievalResult:
-        run = _current.get()
-        run.retrieve()
-        return RetrievalResult.of(run.documents)
-
-    async def retrieve(self, query: str, *, max_results: int | None = None) -> RetrievalResult:
-        run = _current.get()
-        await run.aretrieve()
-        return RetrievalResult.of(run.documents)
 
 
 class _QueryEndpoint:
@@ -360,7 +264,7 @@ class _QueryEndpoint:
     def _synthesizer(self) -> Any:
         return self._engine._response_synthesizer
 
-    def _grounded(self, answer: Any, query: _Query, ground: str) -> CallResponse:
+    def _grounded(self, answer: Any, query: Query, ground: str) -> CallResponse:
         """The answer, with those nodes that it was given."""
         nodes = [node for node in query.nodes or () if text_of(node) in ground]
         metadata = {node.node.node_id: node.node.metadata for node in nodes}
@@ -371,9 +275,9 @@ class _QueryEndpoint:
         return CallResponse(text="" if streamed else str(response), model=self.model({}), raw=response)
 
 
-def _asked(request: CallRequest) -> tuple[_Query, str, QueryBundle]:
+def _asked(request: CallRequest) -> tuple[Query, str, QueryBundle]:
     """The query, the ground that the guard gave it, and what the synthesizer is asked."""
-    query: _Query = request.params[_RUN]
+    query: Query = request.params[_RUN]
     turns = request.conversation.turns()
     ground = "\n\n".join(turn.text for turn in turns if turn.role == "system")
     said = [turn.text for turn in turns if turn.role == "user"]
@@ -414,4 +318,4 @@ def _outputs_of(given: Any) -> SpecModel:
     return spec.model_copy(update={"circuit_breakers": (), "risk_signals": (), "output_signals": outputs})
 
 
-__all__ = ["RegulatedQueries", "ScoreKeeper", "divided"]
+__all__ = ["RegulatedQueries", "divided"]

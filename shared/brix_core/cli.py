@@ -102,6 +102,10 @@ def verify(
     key_env: Annotated[
         str | None, typer.Option("--key-env", help="Environment variable that holds the log's key.")
     ] = None,
+    expect: Annotated[
+        str | None,
+        typer.Option("--expect", help="An end that was told earlier, 17:9f86d0...: the log must go on from it."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Check that an audit log is as it was written.
@@ -110,7 +114,7 @@ def verify(
     """
     from brix_core.audit.command import run
 
-    text, code = run(path, key_file, key_env, as_json)
+    text, code = run(path, key_file, key_env, as_json, expect)
     typer.echo(text, err=code == 2 and not as_json)
     raise typer.Exit(code)
 

@@ -178,13 +178,15 @@ def _audit_log(config: ObservabilityConfig) -> AuditLog | None:
         return None
     from brix_core.audit.log import LogSettings, open_log  # only who writes a log needs its files and threads
 
-    path = Path(config.log_path).absolute()
+    path = Path(config.log_path).expanduser().absolute()
     return open_log(LogSettings(path=path, fsync=config.log_fsync, max_bytes=config.log_max_bytes, key=config.log_key))
 
 
 def _recordings(options: Parsed, log: AuditLog | None, clock: Clock) -> list[Guard]:
     """Who records calls, and who replays them."""
     if "replay" in options.configs:
+        if options.configs["recording"].record not in (None, False):
+            raise BrixConfigurationError("record and replay are given together; a replay asks no model: leave one out")
         return [ReplayGuard(options.configs["replay"], clock)]
     config = options.configs["recording"]
     record = config.record
@@ -197,7 +199,7 @@ def _recordings(options: Parsed, log: AuditLog | None, clock: Clock) -> list[Gua
             raise BrixConfigurationError("record=True needs log_path, the folder to record in; or name a file")
         folder = log.settings.path
         return [RecordingGuard(log.recorder(config.max_session_records), partial(session_file, folder), clock)]
-    path = Path(record).absolute()
+    path = Path(record).expanduser().absolute()
     return [RecordingGuard(RecordingFiles(config.max_session_records), lambda _: path, clock)]
 
 

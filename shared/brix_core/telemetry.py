@@ -29,6 +29,10 @@ MAX_EVENTS: Final = 64
 """Decisions of a call that become events; loops of heals have few."""
 
 
+_NO_ERROR: Final = frozenset({"cancelled", "abandoned"})
+"""Outcomes that the application itself chose."""
+
+
 def current_context() -> Any:
     """The span around the call that begins now, where telemetry is in use; else None."""
     context = sys.modules.get("opentelemetry.context")
@@ -80,7 +84,7 @@ class Telemetry:
         span = self._tracer.start_span(
             "brix.call", context, self._trace.SpanKind.INTERNAL, _of_call(entry), start_time=begun
         )
-        if entry["error"] is not None:
+        if entry["error"] is not None and entry["outcome"] not in _NO_ERROR:
             span.set_status(self._trace.StatusCode.ERROR, entry["error"])
         self._events(span, entry, begun, ended)
         inside = self._trace.set_span_in_context(span, context)
@@ -127,7 +131,7 @@ class Telemetry:
         span = self._tracer.start_span(
             f"chat {attempt.model}", context, self._trace.SpanKind.CLIENT, attributes, start_time=begun
         )
-        if attempt.error is not None:
+        if attempt.error is not None and attempt.outcome not in _NO_ERROR:
             span.set_status(self._trace.StatusCode.ERROR, attempt.error)
         span.end(begun + int(seconds * 1e9))
         self._measure(attempt, seconds)

@@ -112,7 +112,7 @@ def test_decisions_are_events(server: DemoServer, exporter: InMemorySpanExporter
 
 
 def test_metrics(server: DemoServer, reader: InMemoryMetricReader, wrap: Any) -> None:
-    server.script(RateLimited(retry_after=0.0), Reply("one"), Reply("two"), Reply("three in a stream"))
+    server.script(RateLimited(retry_after="0"), Reply("one"), Reply("two"), Reply("three in a stream"))
     client = wrap()
     client.complete_sync("a")
     client.complete_sync("b")

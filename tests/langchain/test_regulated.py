@@ -76,7 +76,7 @@ async def _v3(model: Any, text: str) -> Any:
     return [piece async for piece in stream.text]
 
 
-def _messages(text: str) -> dict[str, Any]:
+def _messages(text: str) -> Any:
     return {"messages": [("user", text)]}
 
 
@@ -349,9 +349,13 @@ def test_a_structured_classifier_is_a_signal(chat: Make, server: DemoServer) -> 
     assert model.context.metadata["regulated_result"].risk_score == 0.0
 
 
+def _saying(said: Any) -> Any:
+    return lambda text: said
+
+
 def test_a_classifier_that_cannot_be_read_lets_nothing_pass(chat: Make, server: DemoServer) -> None:
     for said in ("perhaps", AIMessage("I cannot say."), None):
-        model = guard(chat(), **{**GUARDS, "regulated_signals": [RunnableLambda(lambda text, said=said: said)]})
+        model = guard(chat(), **{**GUARDS, "regulated_signals": [RunnableLambda(_saying(said))]})
         with pytest.raises(BrixGuardError, match="known label"):
             model.invoke(HARMLESS)
     broken = guard(chat(), **{**GUARDS, "regulated_signals": [RunnableLambda(lambda text: 1 / 0)]})
@@ -385,14 +389,32 @@ def test_runs_and_callbacks_refuse_it_with_advice(chat: Make, option: dict[str, 
 @pytest.mark.parametrize("way", ["invoke", "ainvoke", "stream"])
 async def test_the_middleware_takes_it(chat: Make, server: DemoServer, way: str) -> None:
     judged: list[str] = []
-    signal = RunnableLambda(lambda text: judged.append(text) or 0.0)
+
+    def judge(text: str) -> float:
+        judged.append(text)
+        return 0.0
+
+    signal = RunnableLambda(judge)
     guards = BrixMiddleware(regulated_spec=HOUSE, regulated_signals={"judge": signal}, max_retries=2)
     agent = create_agent(chat(), [], middleware=[guards])
     with pytest.raises(BrixRegulatedError):
-        await ask(way, agent, _messages(STOPPED))  # type: ignore[arg-type]
+        await ask(way, agent, _messages(STOPPED))
     assert server.stats.requests == 0
-    await ask(way, agent, _messages(HARMLESS))  # type: ignore[arg-type]
+    await ask(way, agent, _messages(HARMLESS))
     assert judged == [HARMLESS]
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("way", ["invoke", "ainvoke", "stream"])
+async def test_an_agent_executor_takes_it_for_its_model(chat: Make, server: DemoServer, way: str) -> None:
+    executor = guard(_executor(chat()), regulated_spec=HOUSE, regulated_signals=[RunnableLambda(lambda text: "safe")])
+    inputs: Any = {"input": STOPPED}
+    with pytest.raises(BrixRegulatedError):
+        await ask(way, executor, inputs)
+    assert server.stats.requests == 0
+    server.script(ToolCalls([("transfer", {"account": "my offshore account"})]))
+    with pytest.raises(BrixRegulatedError, match="'transfer'"):
+        await ask(way, executor, {"input": HARMLESS})  # type: ignore[arg-type]
     assert len(server.requests) == 1
 
 

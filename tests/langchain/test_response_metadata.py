@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -71,6 +72,10 @@ async def _by_v3(model: Any, text: str) -> AIMessage:
     return found
 
 
+def _agent(model: Any, **options: Any) -> Any:
+    return create_agent(model, [search], **options)
+
+
 WAYS: dict[str, Callable[[Any, str], Any]] = {
     "invoke": lambda model, text: model.invoke(text),
     "ainvoke": lambda model, text: model.ainvoke(text),
@@ -79,13 +84,13 @@ WAYS: dict[str, Callable[[Any, str], Any]] = {
     "astream": _astreamed,
     "astream_events": _by_events,
     "tools": lambda model, text: model.bind_tools([search]).invoke(text),
-    "agent": lambda model, text: create_agent(model, [search]).invoke({"messages": text})["messages"][-1],
+    "agent": lambda model, text: _agent(model).invoke({"messages": text})["messages"][-1],
 }
 every_way = pytest.mark.parametrize("way", [*WAYS, pytest.param("v3", marks=needs_v3)])
 
 
 async def ask(way: str, model: Any, text: str = "Hello") -> AIMessage:
-    found = (_by_v3 if way == "v3" else WAYS[way])(model, text)
+    found: Any = (_by_v3 if way == "v3" else WAYS[way])(model, text)
     message: AIMessage = await found if hasattr(found, "__await__") else found
     return message
 
@@ -130,7 +135,7 @@ async def test_structured_output_tells_by_its_raw_message(chat: Make, server: De
     else:
         raw = (await model.ainvoke("Oslo?"))["raw"]
     assert raw.response_metadata["brix"]["regulated"]["spec_name"] == "house"
-    assert raw.response_metadata["brix"]["run_id"] == model.get_traces()[0]["run_id"]  # type: ignore[attr-defined]
+    assert raw.response_metadata["brix"]["run_id"] == model.get_traces()[0]["run_id"]
 
 
 @pytest.mark.parametrize("way", ["invoke", "stream", "astream", "agent"])
@@ -252,7 +257,44 @@ def test_secrets_in_decisions_are_blotted_out(chat: Make, server: DemoServer) ->
 
 def test_an_agents_middleware_tells_too(chat: Make, server: DemoServer) -> None:
     guards: Any = BrixMiddleware(**PLAIN, **SPEC)
-    found = create_agent(chat(), [search], middleware=[guards]).invoke({"messages": [("user", "Hello")]})
+    found = _agent(chat(), middleware=[guards]).invoke({"messages": [("user", "Hello")]})
     told = found["messages"][-1].response_metadata["brix"]
     assert told["run_id"] == guards.get_traces()[0]["run_id"]
     assert told["regulated"]["spec_name"] == "house"
+
+
+async def test_many_calls_at_once_tell_each_of_their_own(chat: Make, server: DemoServer) -> None:
+    model = guard(chat(), **PLAIN, **SPEC)
+
+    async def one(number: int) -> tuple[str, dict[str, Any]]:
+        with brix_core.session(f"user-{number}"):
+            way = "astream" if number % 2 else "ainvoke"
+            message = await ask(way, model, f"What dosage, {number}?" if number % 3 == 0 else f"Hello {number}")
+        return message.text, message.response_metadata["brix"]
+
+    found = await asyncio.gather(*map(one, range(20)))
+    traces = {trace["session_id"]: trace for trace in model.get_traces()}
+    for number, (text, told) in enumerate(found):
+        assert str(number) in text
+        assert told["run_id"] == traces[f"user-{number}"]["run_id"]
+        assert told["cost_usd"] == traces[f"user-{number}"]["cost_usd"]
+        assert told["regulated"]["signals_triggered"] == (["dosage"] if number % 3 == 0 else [])
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_a_stream_that_is_left_early_tells_nothing_and_is_settled(
+    chat: Make, server: DemoServer, asynchronous: bool
+) -> None:
+    server.default = Reply("one two three four five six", chunk_size=3)
+    model = guard(chat(), **PLAIN)
+    if asynchronous:
+        source = model.astream("Hello")
+        first = await anext(source)
+        await source.aclose()
+    else:
+        blocking = model.stream("Hello")
+        first = next(blocking)
+        blocking.close()
+    assert "brix" not in first.response_metadata
+    assert model.get_traces()[0]["outcome"] == "abandoned"
+    assert model.get_traces()[0]["cost_usd"] > 0.0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import faiss
@@ -21,8 +23,10 @@ from llama_index.core.selectors import LLMSingleSelector
 from llama_index.core.tools import FunctionTool
 from llama_index.vector_stores.faiss import FaissVectorStore  # type: ignore[import-untyped]
 from pydantic import BaseModel
+from typer.testing import CliRunner
 
 from brix_core import BrixConfigurationError, BrixGuardBlockedError, BrixGuardError, BrixRegulatedError
+from brix_core.cli import app
 from brix_core.demo import DemoServer, JsonReply, Reply, ServerError, ToolCalls
 from brix_core.regulated import StructuredResult
 from brix_llamaindex import GuardedQueryEngine, IndexRetrievalProvider, SelectorSignal, guard
@@ -384,12 +388,12 @@ async def test_answers_of_an_engine_are_looked_at(
 async def test_several_answers_are_compared(openai_like: Make, server: DemoServer) -> None:
     engine = regulated(openai_like, {"hours.md": "Closed on Mondays together with Tuesdays."})
     server.script(*[Reply(f"It is closed for {days} days.") for days in (2, 9, 2)])
-    response = await engine.aquery("Closed on Mondays together with Tuesdays?")
+    response: Any = await engine.aquery("Closed on Mondays together with Tuesdays?")
     told = response.metadata["brix"]
     assert told["regulated"]["uncertainty_type"] == "contradictory"
     assert str(response) == "It is closed for 2 days."
     assert len(told["calls"]) == len(server.requests) == 3
-    blocking = engine.query("Closed on Mondays together with Tuesdays?")
+    blocking: Any = engine.query("Closed on Mondays together with Tuesdays?")
     assert len(blocking.metadata["brix"]["calls"]) == 3
 
 
@@ -437,6 +441,26 @@ def test_nodes_of_ones_own_without_scores(openai_like: Make, server: DemoServer)
     assert server.stats.requests == 0
     engine.synthesize(QueryBundle(HARMLESS), nodes)
     assert len(server.requests) == 1
+
+
+def test_queries_and_calls_are_in_one_log(openai_like: Make, server: DemoServer, tmp_path: Path) -> None:
+    engine = regulated(openai_like, min_score=0.6, log_path=tmp_path, strict_mode=True, session_id="user-42")
+    server.script(Reply("Ask the poison hotline."))
+    response: Any = engine.query(STOPPED)
+    with pytest.raises(BrixRegulatedError):
+        engine.query(f"{STOPPED} Ferns unroll slowly, one by one, in the shade of many old trees.")
+    told = response.metadata["brix"]
+    lines = (tmp_path / "brix_audit.jsonl").read_text().splitlines()
+    entries = [json.loads(line) for line in lines]
+    logged = [entry for entry in entries if entry.get("run_id") in (told["run_id"], *told["calls"])]
+    assert {entry["session_id"] for entry in logged} == {"user-42"}
+    assert len(logged) == 2
+    decisions = [
+        one["decision"] for entry in entries for one in entry.get("decisions", ()) if one["guard"] == "regulated"
+    ]
+    assert decisions == ["grounded", "blocked"]
+    result = CliRunner().invoke(app, ["verify", str(tmp_path)])
+    assert result.exit_code == 0, result.output
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import llama_index.core.instrumentation as instrument
 import pytest
 from llama_index.core.agent.workflow import FunctionAgent
 from llama_index.core.base.llms.generic_utils import completion_response_to_chat_response
 from llama_index.core.base.llms.types import ChatMessage, MessageRole
 from llama_index.core.chat_engine import SimpleChatEngine
+from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.llms import MockLLM
 from llama_index.core.memory import ChatMemoryBuffer
@@ -136,7 +136,7 @@ class Listener(BaseEventHandler):
 @every_hook
 async def test_instrumentation_gets_run_id_cost_and_decision(openai_like: Make, server: DemoServer, hook: str) -> None:
     listener = Listener()
-    dispatcher = instrument.get_dispatcher()
+    dispatcher = get_dispatcher()
     dispatcher.add_event_handler(listener)
     try:
         llm = guard(openai_like(), **PLAIN, **SPEC)

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
@@ -34,9 +35,15 @@ def parsed(text: bytes) -> Any:
         ValueError: It is no JSON.
     """
     try:
-        return orjson.loads(text)
+        value = orjson.loads(text)
     except orjson.JSONDecodeError:
         return json.loads(text)
+    return value if len(text) < _LONG or not _BIG.search(text) else json.loads(text)
+
+
+_LONG: Final = 20
+_BIG: Final = re.compile(rb"\d{19}")
+"""What may be a number beyond 64 bits, of which orjson makes a float."""
 
 
 def digest(value: Any) -> str:

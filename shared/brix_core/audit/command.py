@@ -11,7 +11,9 @@ from brix_core.audit.verify import Verification, verify
 from brix_core.errors import BrixConfigurationError
 
 
-def run(path: Path, key_file: Path | None, key_env: str | None, as_json: bool) -> tuple[str, int]:
+def run(
+    path: Path, key_file: Path | None, key_env: str | None, as_json: bool, expect: str | None = None
+) -> tuple[str, int]:
     """Verify a log.
 
     Args:
@@ -19,12 +21,13 @@ def run(path: Path, key_file: Path | None, key_env: str | None, as_json: bool) -
         key_file: Holds the key.
         key_env: Environment variable that holds the key.
         as_json: Whether to print JSON.
+        expect: An earlier end, which the log must go on from.
 
     Returns:
         What to print, and the exit code: 0 for a good log, 1 for one that was changed, 2 for none.
     """
     try:
-        found = verify(path, given_key(key_file, key_env))
+        found = verify(path, given_key(key_file, key_env), expect)
     except (BrixConfigurationError, OSError) as error:
         return (json.dumps({"ok": False, "error": str(error)}) if as_json else f"error: {error}"), 2
     return (_json(found) if as_json else _text(found)), 0 if found.ok else 1
@@ -57,6 +60,7 @@ def _json(found: Verification) -> str:
             "files": found.files,
             "closed": found.closed,
             "sealed_by": found.sealed_by,
+            "end": found.end,
             "unsealed": found.unsealed,
             "first_problem": None if first is None else first._asdict(),
             "problems": [problem._asdict() for problem in found.problems],
@@ -73,6 +77,8 @@ def _text(found: Verification) -> str:
         lines.append(f"every seal is by the key {found.sealed_by}")
     lines += [f"note: {note}" for note in found.notes]
     lines += [f"BROKEN {problem}" for problem in found.problems]
+    if found.ok:
+        lines.append(f"it ends with {found.end} (kept elsewhere, give it to --expect later)")
     lines.append("ok: the log is as it was written" if found.ok else f"NOT ok: {len(found.problems)} problem(s)")
     return "\n".join(lines)
 

@@ -5,7 +5,9 @@
 here, for as long as one batch of lines takes. A batch is whole, or it is taken back.
 
 The order is: lines, then the head. A process that is killed in between leaves lines behind the head; whoever writes
-next takes up those that are whole, and sets aside what is torn, in ``brix_audit.torn-…``, with a line that says so.
+next takes up those that are whole, and sets aside what is torn, in ``brix_audit.torn-…``, with a line that says so. In
+a sealed log all of them are set aside, since nobody can tell who wrote them; no call was told that they were written.
+What stands behind the end of a log that was closed was put there by somebody else, and stays a problem for ever.
 """
 
 from __future__ import annotations
@@ -81,11 +83,15 @@ class LogDirectory:
                 f"log_path {str(path)!r} cannot be written: {error}; give a folder of your own"
             ) from error
         except ValueError as error:
+            if "\0" in str(path):
+                raise BrixConfigurationError(f"log_path {str(path)!r} is no path: it holds a null character") from error
             raise BrixConfigurationError(
                 f"{path / HEAD_NAME} is damaged ({error}): run `brix verify {path}`, then log into another folder"
             ) from error
         if head is not None:
             self._demand_key(head[1])
+        else:
+            self._refuse_foreign()
 
     def append(self, items: Iterable[Item], *, sync: bool) -> None:
         """Write lines, all or none.
@@ -176,8 +182,11 @@ class LogDirectory:
         self._open()
         assert self._file is not None
         size = os.fstat(self._file).st_size
-        if size != head.size:
-            return self._recover(head, "" if size > head.size else f"{head.size - size} bytes were missing")
+        if size < head.size:
+            return self._recover(head, f"{head.size - size} bytes were missing")
+        if size > head.size:
+            closed = f"{size - head.size} bytes stood behind the end of a log that was closed" if head.closed else ""
+            return self._recover(head, closed)
         if head.closed:  # whoever is killed from here on leaves a log that is open
             head = head._replace(closed=False)
             self._write_head(head, False)
@@ -186,18 +195,19 @@ class LogDirectory:
     def _begin(self) -> Head:
         """A new log. What is there without a head cannot be gone on with: nobody knows where it ended."""
         head, log = Head.new(str(uuid4())), self.path / LOG_NAME
+        note, said = "", dict[str, Any]()
+        if log.exists() and log.stat().st_size:
+            aside = self.path / f"brix_audit.headless-{head.log_id[:8]}"
+            os.rename(log, aside)
+            note, said = "the head file was missing", {"set_aside": aside.name}
+        elif self._known is not None and self._known[1].sequence:
+            last = self._known[1]
+            note = f"the log that was here is gone; it ended with line {last.sequence}, {last.hash}"
         self._write_head(head, True)
-        if not log.exists() or log.stat().st_size == 0:
-            self._open()
-            return head
-        aside = self.path / f"brix_audit.headless-{head.log_id[:8]}"
-        os.rename(log, aside)
         self._open()
-        line = line_of(
-            head,
-            "recovered",
-            {"timestamp": self._timestamp(), "note": "the head file was missing", "set_aside": aside.name},
-        )
+        if not note:
+            return head
+        line = line_of(head, "recovered", {"timestamp": self._timestamp(), "note": note, **said})
         self._write(head, [line], True)
         return head.after(line)
 
@@ -214,11 +224,11 @@ class LogDirectory:
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
     def _recover(self, head: Head, note: str) -> Head:
-        """Take up whole lines behind the head, and set aside what is torn."""
+        """Take up whole lines behind the head where that is safe, and set aside what is not."""
         assert self._file is not None
         text = _read_from(self._file, head.size)
-        taken = 0
-        for line in text.splitlines(keepends=True):
+        taken, lines = 0, [] if note or self._seal is not None else text.splitlines(keepends=True)
+        for line in lines:
             if not line.endswith(b"\n") or not _follows(line, head):
                 break
             head, taken = head.after(line), taken + len(line)
@@ -281,6 +291,19 @@ class LogDirectory:
         os.replace(new, self.path / HEAD_NAME)
         self._known = text, *Head.read(text)
 
+    def _refuse_foreign(self) -> None:
+        """A file of our name that is no log of ours is somebody's, and left alone."""
+        try:
+            with (self.path / LOG_NAME).open("rb") as file:
+                first = file.readline()
+        except FileNotFoundError:
+            return
+        if first and not _is_ours(first):
+            raise BrixConfigurationError(
+                f"{self.path / LOG_NAME} is a file of another program: its first line is none of an audit log; move "
+                "it, or log into another folder"
+            )
+
     def _demand_key(self, seal: Any) -> None:
         key_id = seal.get("key_id") if isinstance(seal, dict) else None
         own = None if self._seal is None else self._seal.key_id
@@ -299,6 +322,13 @@ def rotated(path: Path, number: int) -> Path:
 def _add(lines: list[bytes], head: Head, line: bytes) -> Head:
     lines.append(line)
     return head.after(line)
+
+
+def _is_ours(line: bytes) -> bool:
+    try:
+        return bool(parsed(line)["log"]["kind"])
+    except (KeyError, TypeError, ValueError):
+        return False
 
 
 def _follows(line: bytes, head: Head) -> bool:

@@ -15,7 +15,6 @@ import queue
 import threading
 import time
 from collections import deque
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -25,6 +24,7 @@ from brix_core.audit.directory import Item, LogDirectory
 from brix_core.audit.recordings import RecordingFiles
 from brix_core.audit.sealing import seal_of
 from brix_core.clock import Wakeup
+from brix_core.errors import BrixGuardError
 
 log = logging.getLogger(__name__)
 
@@ -231,7 +231,7 @@ class AuditLog:
         for source in sources.values():
             try:
                 source.hand_over()
-            except Exception:
+            except BaseException:  # a hook of the application's may raise anything; the thread must live on
                 log.exception("an entry of the audit log in %s could not be made", self.settings.path)
         while not self._made.empty():
             if len(self._unwritten) >= MAX_UNWRITTEN:
@@ -325,23 +325,42 @@ def flush_logs() -> None:
     """Wait until every log of this process has been written.
 
     Raises:
-        Exception: One could not be; of several failures, the first.
+        BrixGuardError: One could not be; the others were.
     """
     with _lock:
         logs = [each for each in _logs.values() if each.is_used]
+    failed: list[tuple[AuditLog, Exception]] = []
     for each in logs:
-        each.flush()
+        try:
+            each.flush()
+        except Exception as error:
+            failed.append((each, error))
+    if failed:
+        paths = ", ".join(f"{each.settings.path} ({error})" for each, error in failed)
+        raise BrixGuardError(
+            f"{len(failed)} audit log(s) could not be written: {paths}; their entries wait, and are tried again",
+            guard="observability",
+        ) from failed[0][1]
 
 
 def close_logs() -> None:
-    """Write and seal every log of this process; at its exit, this is done by itself."""
+    """Write and seal every log of this process. At its exit this is done by itself, the calls under way ended."""
     with _lock:
         logs = list(_logs.values())
     for each in logs:
         if not each.is_used:
             continue
-        with suppress(Exception):  # was logged
+        try:
             each.close(timeout=EXIT_SECONDS)
+        except Exception as error:
+            log.error("the audit log in %s ends without its last entries: %s", each.settings.path, error)
+
+
+def _close_at_exit() -> None:
+    from brix_core.guards.observability import abandon_open_calls
+
+    abandon_open_calls()
+    close_logs()
 
 
 def _close_with_process() -> None:
@@ -349,11 +368,11 @@ def _close_with_process() -> None:
     if os.getpid() in _closes_with:
         return
     _closes_with.add(os.getpid())
-    atexit.register(close_logs)
+    atexit.register(_close_at_exit)
     from multiprocessing import parent_process, util
 
     if parent_process() is not None:  # such a child ends without the handlers of atexit
-        util.Finalize(None, close_logs, exitpriority=100)
+        util.Finalize(None, _close_at_exit, exitpriority=100)
 
 
 def _forget_logs() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import defaultdict, deque
 from collections.abc import Sequence
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +15,10 @@ from brix_core.errors import BrixReplayError
 
 MAX_SHOWN: Final = 80
 """Characters of a message shown in an error, around the first difference."""
+
+
+MAX_COMPARED: Final = 2_000
+"""Characters of a message by which the nearest record is found."""
 
 
 class Recording:
@@ -88,7 +93,7 @@ class Recording:
         candidates = list(self._left.values()) or self.records
         if not candidates:
             return f"{self.path} holds no call; record one first"
-        nearest = max(candidates, key=lambda record: _common(record.messages, messages))
+        nearest = max(candidates, key=lambda record: _likeness(record.messages, messages))
         return f"{self.path}: {first_difference(nearest.messages, messages)}; record anew if that is meant to be"
 
     def _used_up(self) -> str:
@@ -110,11 +115,24 @@ def first_difference(recorded: Sequence[Any], came: Sequence[Any]) -> str:
     if index == len(recorded):
         return f"messages[{index}] is new: recorded was a prompt that ends before it, came {_shown(came[index])}"
     before, now = recorded[index], came[index]
+    if _common(recorded[index : index + 1], came[index + 1 :]):
+        return f"messages[{index}] is new: came {_shown(now)}, before what was recorded there"
+    if _common(recorded[index + 1 :], came[index : index + 1]):
+        return f"messages[{index}] is missing: recorded {_shown(before)}, and came what follows it"
     if isinstance(before, dict) and isinstance(now, dict):
-        names = [*before, *(name for name in now if name not in before)]
+        names = ["role", *before, *(name for name in now if name not in before)]
         name = next(name for name in names if canonical(before.get(name)) != canonical(now.get(name)))
         return _difference(f"messages[{index}].{name}", before.get(name), now.get(name))
     return _difference(f"messages[{index}]", before, now)
+
+
+def _likeness(one: Sequence[Any], two: Sequence[Any]) -> tuple[int, float]:
+    """How many messages they begin with in common, and how alike the first is that differs."""
+    common = _common(one, two)
+    if common in (len(one), len(two)):
+        return common, 0.0
+    before, now = (canonical(messages[common])[:MAX_COMPARED].decode(errors="replace") for messages in (one, two))
+    return common, SequenceMatcher(None, before, now).quick_ratio()
 
 
 def _difference(place: str, before: Any, now: Any) -> str:

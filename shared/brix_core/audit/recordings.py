@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import logging
 import threading
 import time
 from collections import OrderedDict
@@ -24,10 +25,12 @@ from urllib.parse import quote
 
 from brix_core.appending import append_line
 from brix_core.audit.canonical import canonical, digest, parsed
-from brix_core.audit.redaction import scrubbed_line
-from brix_core.call import CallResponse, ToolCall
+from brix_core.audit.redaction import masked, scrubbed_line
+from brix_core.call import CallRequest, CallResponse, ToolCall
 from brix_core.errors import BrixError, BrixReplayError
 from brix_core.usage import Usage
+
+log = logging.getLogger(__name__)
 
 FORMAT: Final = 1
 FOLDER: Final = ".brix_sessions"
@@ -146,7 +149,7 @@ _USAGE: Final = tuple(Usage.__dataclass_fields__)
 
 def session_file(folder: Path, session_id: str) -> Path:
     """Where a session is recorded, in the folder of a log."""
-    name = quote(session_id, safe="")
+    name = quote(masked(session_id), safe="")
     if len(name) > MAX_NAME or name in (".", ".."):
         name = f"{name[:MAX_NAME]}-{hashlib.sha256(session_id.encode(errors='surrogatepass')).hexdigest()[:16]}"
     return folder / FOLDER / f"{name}.jsonl"
@@ -210,7 +213,8 @@ def read(path: Path) -> list[Record]:
             try:
                 fields = parsed(line)
             except ValueError:
-                continue  # of a process that was killed while it wrote
+                log.warning("%s:%d is no JSON, and left out: its writer was killed, or it was edited", part, number)
+                continue
             try:
                 record = _record(fields, known)
             except (KeyError, TypeError, ValueError) as error:
@@ -233,9 +237,20 @@ def purge(folder: Path, older_than_days: float) -> int:
     return deleted
 
 
-def schemas_hash(schemas: Iterable[Any]) -> str:
-    """SHA-256 of what is sent beside a prompt."""
-    return digest(list(schemas))
+def schemas_hash(schemas: Iterable[Any], wanted: Any = None) -> str:
+    """SHA-256 of what is sent beside a prompt, and of what its answer must fit.
+
+    Args:
+        schemas: Tools and formats.
+        wanted: The JSON Schema of a ``response_schema``.
+    """
+    return digest([*schemas, *([] if wanted is None else [{"response_schema": wanted}])])
+
+
+def expected_schemas(request: CallRequest) -> str:
+    """`schemas_hash` of a request."""
+    wanted = None if request.schema is None else request.schema.json_schema
+    return schemas_hash(request.endpoint.schemas(request.params), wanted)
 
 
 def packed_error(error: Exception) -> dict[str, Any]:
@@ -318,6 +333,7 @@ __all__ = [
     "FOLDER",
     "Record",
     "RecordingFiles",
+    "expected_schemas",
     "packed_error",
     "purge",
     "read",

@@ -12,6 +12,7 @@ Example:
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable
 from typing import Any, Final
@@ -36,10 +37,13 @@ _SECRETS: Final = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 _NAMED: Final = re.compile(
-    r"(?i)\b(bearer\s+|(?:api[-_]?key|x-api-key|x-goog-api-key|authorization|access[-_]?token|secret[-_]?key|password)"
+    r"(?i)(?<![a-z0-9])(bearer\s+|(?:api[-_]?key|x-api-key|x-goog-api-key|authorization|access[-_]?token|secret[-_]?(?:access[-_]?)?key|password)"
     r"\\?[\"']?\s*[:=]\s*\\?[\"']?(?:bearer\s+)?)([A-Za-z0-9_\-./+~=]{8,})"
 )
 """A word that says that a secret follows, and the secret."""
+
+_IN_ADDRESS: Final = re.compile(r"(://[^/\s:@\"]+:)[^@\s/\"]+(?=@)")
+"""A password in an address."""
 
 
 def scrubbed(value: Any) -> Any:
@@ -53,6 +57,19 @@ def scrubbed(value: Any) -> Any:
         items = [scrubbed(item) for item in value]
         return items if any(new is not old for new, old in zip(items, value, strict=True)) else value
     return value
+
+
+def masked(name: str) -> str:
+    """A name that may be a secret itself; different ones stay different.
+
+    Example:
+        >>> masked("user-42"), masked("sk-proj-abcdefghijklmnop1234")
+        ('user-42', '[secret]-5e865263')
+    """
+    shown = _scrubbed_text(name)
+    if shown == name:
+        return name
+    return f"{shown}-{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:8]}"
 
 
 def scrubbed_line(line: bytes) -> bytes:
@@ -72,7 +89,8 @@ def _scrubbed_text(text: str) -> str:
         return text
     found = _SECRETS.sub(BLOT, text)
     found = _NAMED.sub(lambda match: match[1] + BLOT, found)
+    found = _IN_ADDRESS.sub(lambda match: match[1] + BLOT, found)
     return text if found == text else found
 
 
-__all__ = ["BLOT", "Redact", "scrubbed", "scrubbed_line"]
+__all__ = ["BLOT", "Redact", "masked", "scrubbed", "scrubbed_line"]

@@ -6,11 +6,13 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from brix_core import checks
 from brix_core.audit.matching import Recording
 from brix_core.audit.recordings import Record, session_file, unpacked_error
 from brix_core.completion import Completion
-from brix_core.errors import BrixReplayError
+from brix_core.errors import BrixConfigurationError, BrixReplayError
 from brix_core.messages import Messages, checked_messages
+from brix_core.session import checked_session_id
 from brix_core.structured.response_schema import ResponseSchema, SchemaMismatch
 
 
@@ -30,10 +32,14 @@ class BrixReplayClient:
     def __init__(
         self, session_id: str, log_path: str | PathLike[str], schema: Any = None, *, strict: bool = True
     ) -> None:
+        checked_session_id(session_id)
+        if not isinstance(log_path, str | PathLike) or not str(log_path):
+            raise BrixConfigurationError(f"log_path must be a folder's path, got {log_path!r:.200}")
+        checks.flag("strict", strict)
         self.session_id = session_id
         self._schema = None if schema is None else ResponseSchema.of(schema)
         self._strict = strict
-        self._recording = Recording(session_file(Path(log_path), session_id))
+        self._recording = Recording(session_file(Path(log_path).expanduser(), session_id))
 
     def __repr__(self) -> str:
         return f"<BrixReplayClient {self.session_id!r} {self.calls_remaining} of {self.total_calls} calls remaining>"

@@ -103,8 +103,9 @@ def seal_of(key: Any) -> Seal:
     """The seal of a key.
 
     Args:
-        key: A secret (bytes, or text in UTF-8) of at least 16 bytes; a path of a file that holds a secret or a PEM
-            key; PEM text; or a key object of the package ``cryptography``.
+        key: A secret (bytes, or text in UTF-8) of at least 16 bytes; the path of a file that holds a secret or a PEM
+            key (a `Path`, or a text that begins like one or names a file); PEM text; or a key object of the package
+            ``cryptography``.
 
     Raises:
         BrixConfigurationError: It is no key, too short a secret, or Ed25519's package is missing.
@@ -112,7 +113,7 @@ def seal_of(key: Any) -> Seal:
     if isinstance(key, PathLike):
         key = _read(Path(key))
     if isinstance(key, str):
-        key = key.encode()
+        key = _read(Path(key).expanduser()) if _names_a_file(key) else key.encode()
     if isinstance(key, bytes | bytearray):
         key = bytes(key)
         if b"-----BEGIN " in key:
@@ -123,6 +124,13 @@ def seal_of(key: Any) -> Seal:
             )
         return SecretSeal(key)
     return _of_object(key)
+
+
+def _names_a_file(key: str) -> bool:
+    """Whether a text is a path and no secret: taking one for the other would make a key that everybody can read."""
+    if "-----BEGIN " in key or "\n" in key or "\0" in key:
+        return False
+    return key.startswith(("/", "./", "../", "~")) or Path(key).exists()
 
 
 def _read(path: Path) -> bytes:

@@ -59,6 +59,8 @@ class Verification:
         log_id: UUID4 of the log.
         closed: Whether it was closed in good order; else it is being written, or its process was killed.
         sealed_by: Fingerprint of the key whose seals were checked; None when none were.
+        end: Number and hash of the last line that the head tells of, as ``"17:9f86d0..."``. Kept elsewhere, it shows
+            later that the log still goes that way (`expect`).
         unsealed: Entries behind the head: the last of a killed process.
         problems: What does not hold; empty for a good log.
         notes: What is good to know.
@@ -71,6 +73,7 @@ class Verification:
     log_id: str = ""
     closed: bool = False
     sealed_by: str | None = None
+    end: str = ""
     unsealed: int = 0
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -81,29 +84,43 @@ class Verification:
         return not self.problems
 
 
-def verify(path: str | os.PathLike[str], key: Any = None) -> Verification:
+def verify(path: str | os.PathLike[str], key: Any = None, expect: str | None = None) -> Verification:
     """Check the log in a folder.
 
     Args:
         path: The folder of the log, or its ``brix_audit.jsonl``.
         key: The secret it was sealed with, or the public half of its Ed25519 key; see `sealing.seal_of`. Without,
             seals are not checked.
+        expect: An earlier `Verification.end`, which this log must go on from: nothing else shows that a log was set
+            back, all of its files, to what they were once.
 
     Raises:
-        BrixConfigurationError: There is no log, or the key is none.
+        BrixConfigurationError: There is no log, or the key or what is expected is none.
     """
     folder = Path(path)
     folder = folder.parent if folder.name == LOG_NAME else folder
     if not any((folder / name).exists() for name in (LOG_NAME, HEAD_NAME)):
         raise BrixConfigurationError(f"there is no audit log in {str(folder)!r}: {LOG_NAME} is missing")
-    return _Check(folder, None if key is None else seal_of(key)).run()
+    return _Check(folder, None if key is None else seal_of(key), _place_of(expect)).run()
+
+
+def _place_of(expect: str | None) -> tuple[int, str] | None:
+    if expect is None:
+        return None
+    number, _, line_hash = expect.partition(":")
+    if not number.isdigit() or len(line_hash) != 64:
+        raise BrixConfigurationError(
+            f"what is expected must be an end that brix verify told, such as 17:9f86d0..., got {expect!r:.200}"
+        )
+    return int(number), line_hash
 
 
 class _Check:
     """One verification under way."""
 
-    def __init__(self, folder: Path, seal: Seal | None) -> None:
+    def __init__(self, folder: Path, seal: Seal | None, expected: tuple[int, str] | None) -> None:
         self._folder = folder
+        self._expected = expected
         self._seal = seal
         self._found = Verification(folder, sealed_by=None if seal is None else seal.key_id)
         self._chains: dict[tuple[str, str], tuple[int, str]] = {}
@@ -123,6 +140,11 @@ class _Check:
                     self._file(number, name, file, size, head)
         if head is not None:
             self._end(head)
+            self._found.end = f"{head.sequence}:{head.hash}"
+        if self._expected is not None:
+            self._problem(
+                LOG_NAME, None, f"it has no line {self._expected[0]} as expected: it was set back, or made anew"
+            )
         return self._found
 
     def _opened(self, stack: ExitStack) -> tuple[list[tuple[int, str, BinaryIO | Path, int]], Head | None]:
@@ -209,18 +231,21 @@ class _Check:
         run_id = fields.get("run_id") if kind == "call" else None
         place, before = self._place, self._before
         self._before = name, count, run_id
-        if canonical(fields) + b"\n" != line:
+        if canonical(fields) + b"\n" != line:  # not a line of ours, whatever it parses to
             self._problem(name, count, "not as it was written", run_id)
         if place is not None and sequence == place.sequence + 1 and previous != place.hash and before is not None:
             self._problem(before[0], before[1], "changed after it was written", before[2])
         elif place is not None and (sequence, previous) != (place.sequence + 1, place.hash):
             self._problem(name, count, self._break(sequence, place), run_id)
-        if kind not in KINDS or (count == 1) != (kind == "opened"):
+        is_first = kind == "opened" or (kind == "recovered" and number == 1 and sequence == 1)
+        if kind not in KINDS or (count == 1) != is_first:
             self._problem(name, count, f"a line of kind {kind!r} does not belong here", run_id)
         log_id = self._found.log_id
         known = place if place is not None else Head.new(log_id)
         self._said(name, count, kind, fields, known, number)
         self._place = Head(log_id, number, sequence if isinstance(sequence, int) else 0, digest_of(line[:-1]), 0, False)
+        if self._expected == (self._place.sequence, self._place.hash):
+            self._expected = None
         return str(kind)
 
     def _break(self, sequence: Any, place: Head) -> str:
@@ -243,6 +268,7 @@ class _Check:
             self._check_seal(name, count, end_of(place), fields.get("seal"))
         elif kind == "recovered":
             if fields.get("note"):
+                self._may_skip = True
                 self._problem(name, count, f"found by the writer: {fields['note']}")
             else:
                 self._found.notes.append(

@@ -15,8 +15,10 @@ import copy
 import hashlib
 import logging
 import math
+import os
 import threading
 import uuid
+import weakref
 from asyncio import CancelledError
 from collections import OrderedDict, deque
 from collections.abc import Generator
@@ -28,7 +30,7 @@ from typing import Any, Final, Literal, NamedTuple, Protocol
 
 from brix_core import checks
 from brix_core.audit.canonical import digest
-from brix_core.audit.redaction import Redact, scrubbed
+from brix_core.audit.redaction import Redact, masked, scrubbed
 from brix_core.call import CACHED, Attempt, CallRequest, CallResponse, LogicalCall, Outcome
 from brix_core.clock import Clock, Wakeup
 from brix_core.errors import BrixConfigurationError, BrixError, BrixGuardError, BrixTimeoutError
@@ -168,31 +170,55 @@ class ObservabilityGuard:
         self._clock = clock
         self._guards = list(guards)
         self._sink = sink
-        self._chain = str(uuid.uuid4())
+        self._open: dict[str, tuple[CallRequest, str | None, Any]] = {}
+        if sink is not None:
+            _logging.add(self)
+        self._begin()
         self._telemetry = Telemetry() if config.telemetry else None
+        self._entries: deque[dict[str, Any]] = deque(maxlen=config.trace_buffer_size)
+
+    def _begin(self) -> None:
+        """Begin the chains of this process; a forked child goes on with chains of its own."""
+        self._chain = str(uuid.uuid4())
+        self._chains: OrderedDict[str, tuple[int, str]] = OrderedDict()
         self._lock = threading.Lock()
         self._pending: deque[_Record] = deque()
-        self._entries: deque[dict[str, Any]] = deque(maxlen=config.trace_buffer_size)
-        self._chains: OrderedDict[str, tuple[int, str]] = OrderedDict()
+        self._open.clear()
 
     def flow(self, request: CallRequest, proceed: Proceed) -> Flow:
         """Observe one call; nothing is changed on its way."""
         prompt_hash = _hash_of(request)  # before anybody edits the messages while the answer comes
         context = current_context() if self._is_telling() else None
+        if self._sink is not None:
+            self._open[request.call.run_id] = request, prompt_hash, context
         try:
             response = yield from proceed(request)
         except BaseException as error:
-            self._record(request, prompt_hash, context, None, error)
+            if self._is_open(request):
+                self._record(request, prompt_hash, context, None, error)
             yield from self._written(waits=isinstance(error, Exception))
             raise
-        self._record(request, prompt_hash, context, response, None)
+        if self._is_open(request):
+            self._record(request, prompt_hash, context, response, None)
         yield from self._written(waits=True)
         return response
+
+    def _is_open(self, request: CallRequest) -> bool:
+        """Whether its entry is still to be made; closed with the process, it has one."""
+        return self._sink is None or self._open.pop(request.call.run_id, None) is not None
 
     def hand_over(self) -> None:
         """Put what is pending into the log; called by its writer."""
         with self._lock:
             self._write_pending()
+
+    def abandon(self) -> None:
+        """End the calls that are under way: their process does. For a log that is about to be closed."""
+        while self._open:
+            _, (request, prompt_hash, context) = self._open.popitem()
+            self._record(request, prompt_hash, context, None, GeneratorExit())
+        if self._sink is not None and self._pending:
+            self._sink.due(self)
 
     def _written(self, waits: bool) -> Generator[Effect, Any, None]:
         """See that what has been recorded is written down, in strict mode before the call goes on."""
@@ -217,10 +243,11 @@ class ObservabilityGuard:
         Args:
             session_id: Only those of this session.
         """
+        wanted = None if session_id is None else masked(session_id)
         with self._lock:
             self._write_pending()
             entries = list(self._entries)
-        return [copy.deepcopy(entry) for entry in reversed(entries) if session_id in (None, entry["session_id"])]
+        return [copy.deepcopy(entry) for entry in reversed(entries) if wanted in (None, entry["session_id"])]
 
     def _record(
         self,
@@ -298,15 +325,16 @@ class ObservabilityGuard:
 
     def _redacted(self, entry: dict[str, Any]) -> dict[str, Any]:
         """The entry as it may be kept: without what looks like a secret, and as the application's hook has it."""
-        for name in _SPOKEN:
+        for name in (*_SPOKEN, "model", "attempts"):
             entry[name] = scrubbed(entry[name])
+        entry["session_id"] = masked(entry["session_id"])
         if self.config.redact is None:
             return entry
         identity = {name: entry[name] for name in _IDENTITY}
         try:
             changed = self.config.redact(copy.deepcopy(entry))
             return {**dict(changed), **identity}
-        except Exception:
+        except (Exception, SystemExit):
             log.exception("redact failed: the texts of an entry are left out")
             return {**entry, **dict.fromkeys(_SPOKEN), "attempts": [], "decisions": []}
 
@@ -342,6 +370,25 @@ class ObservabilityGuard:
             "decisions": call.decisions,
             "guards_active": self._guards,
         }
+
+
+_logging: weakref.WeakSet[ObservabilityGuard] = weakref.WeakSet()
+"""Guards whose entries are written down."""
+
+
+def abandon_open_calls() -> None:
+    """Make the entries of the calls that end with this process."""
+    for guard in list(_logging):
+        guard.abandon()
+
+
+def _forget_in_child() -> None:
+    for guard in list(_logging):
+        guard._begin()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_in_child)
 
 
 def _hash_of(request: CallRequest) -> str | None:
@@ -398,5 +445,6 @@ __all__ = [
     "MAX_WAITING",
     "ObservabilityConfig",
     "ObservabilityGuard",
+    "abandon_open_calls",
     "Sink",
 ]

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol, cast
 
 from brix_core import checks
-from brix_core.audit.recordings import Record, packed_error, schemas_hash
+from brix_core.audit.recordings import Record, expected_schemas, packed_error
 from brix_core.call import PARSED, CallRequest, CallResponse, PackingEndpoint
 from brix_core.clock import Clock
 from brix_core.delivered import DeliveredChunks
@@ -96,8 +96,8 @@ class RecordingGuard:
             return (yield from proceed(request))
         try:
             record = self._begun(request)
-        except Exception:
-            log.warning("a prompt cannot be recorded: it is not JSON", exc_info=True)
+        except Exception as error:
+            log.warning("a prompt cannot be recorded: %s: %s", type(error).__name__, error)
             return (yield from proceed(request))
         call.delivered = DeliveredChunks(self._clock)
         try:
@@ -111,7 +111,7 @@ class RecordingGuard:
         return response
 
     def _begun(self, request: CallRequest) -> Record:
-        call, endpoint = request.call, request.endpoint
+        call = request.call
         messages, key = request.conversation.as_json()
         return Record(
             run_id=call.run_id,
@@ -119,7 +119,7 @@ class RecordingGuard:
             started_at=call.started_at,
             model=request.model,
             prompt_hash=request.conversation.sha256(),
-            schemas=schemas_hash(endpoint.schemas(request.params)),
+            schemas=expected_schemas(request),
             messages=messages,
             key=key,
             stream=request.stream,
@@ -130,8 +130,10 @@ class RecordingGuard:
             _fill(record, request, response)
             path = self._file_of(record.session_id)
             line = self._line(path, record)
-        except Exception:
-            log.warning("the answer of %s cannot be recorded", request.endpoint.identity, exc_info=True)
+        except Exception as error:
+            log.warning(
+                "the answer of %s cannot be recorded: %s: %s", request.endpoint.identity, type(error).__name__, error
+            )
             return response  # type: ignore[return-value]
         yield StoreOp(self._recorder.record, (path, line), self._recorder.blocking)
         return response  # type: ignore[return-value]

@@ -10,7 +10,7 @@ A recorded refusal is raised again as what it was; any other error as a `BrixRep
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 
 from brix_core import checks
 from brix_core.audit.matching import Recording
-from brix_core.audit.recordings import Record, schemas_hash, session_file, unpacked_error
+from brix_core.audit.recordings import Record, expected_schemas, session_file, unpacked_error
 from brix_core.call import PARSED, CallRequest, CallResponse
 from brix_core.clock import Clock
 from brix_core.errors import BrixConfigurationError, BrixReplayError
@@ -45,14 +45,14 @@ class ReplayConfig:
         checks.flag("replay_timing", self.replay_timing)
         if not isinstance(self.replay, str | PathLike) or not str(self.replay):
             raise BrixConfigurationError(f"replay must be the path of a recording, got {self.replay!r:.200}")
-        if not Path(self.replay).exists():
+        if not Path(self.replay).expanduser().exists():
             raise BrixConfigurationError(
                 f"replay: there is no recording {str(self.replay)!r}; record one first, with record= or log_path="
             )
 
     def file_of(self, session_id: str) -> Path:
         """The recording of a session."""
-        path = Path(self.replay)
+        path = Path(self.replay).expanduser()
         return session_file(path, session_id) if path.is_dir() else path
 
 
@@ -103,7 +103,7 @@ class ReplayGuard:
             return recording.next()
         conversation = request.conversation
         messages = [conversation.codec.to_dict(message) for message in conversation.messages]
-        return recording.take(messages, schemas_hash(request.endpoint.schemas(request.params)))
+        return recording.take(messages, expected_schemas(request))
 
 
 class _Replayed:
@@ -168,14 +168,24 @@ class _Replayed:
     def _chunks(self) -> Iterator[tuple[float, Any]]:
         """The recorded chunks, each with the seconds to wait before it."""
         recorded, before = self._record.chunks or [], 0.0
-        chunks = self._endpoint.unpack_chunks([chunk for _, chunk in recorded])
+        packed = [chunk for _, chunk in recorded]
+        chunks = self._unpacked(lambda given: list(self._endpoint.unpack_chunks(given)), packed)
         for (after, _), chunk in zip(recorded, chunks, strict=True):
             yield max(0.0, after - before) if self._timing else 0.0, chunk
             before = after
 
     def _raw(self) -> Any:
         raw = self._record.raw
-        return None if raw is None else self._endpoint.unpack(raw)
+        return None if raw is None else self._unpacked(self._endpoint.unpack, raw)
+
+    def _unpacked(self, unpack: Callable[[Any], Any], packed: Any) -> Any:
+        try:
+            return unpack(packed)
+        except Exception as error:
+            raise BrixReplayError(
+                f"the recorded answer of call {self._record.run_id} cannot be read ({type(error).__name__}: {error}): "
+                "it is another model's, or was edited; record anew"
+            ) from error
 
 
 def _with_instance(response: CallResponse, record: Record, request: CallRequest) -> CallResponse:

@@ -1,8 +1,8 @@
 """Following phrases through a text that still grows: which may stand at a place, and whether more may yet.
 
-Phrases that begin alike are one branch of a tree (`tree`) as long as they are alike. An `Attempt` is a stage of the tree
-at a place of the text, a `Thread` is a word of the tree that ended at a place. Both are shared by all the places that
-lead to them, and take up only what is new since they were asked last. What they reach is then decided by `matching`.
+Phrases that begin alike are one branch of a tree (`tree`) as long as they are alike. An `Attempt` is a stage of the
+tree at a place of the text, a `Thread` is a word of the tree that ended at a place. Both are shared by all the places
+that lead to them, and take up only what is new since they were asked last. `matching` decides about what they reach.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import cached_property
 
 from brix_core.regulated.grammar import Phrase, Word
 from brix_core.regulated.indexing import Entry
-from brix_core.regulated.matching import OPEN, Search
+from brix_core.regulated.matching import OPEN, Readings, Search
 
 
 class Stage:
@@ -45,6 +45,15 @@ class Stage:
     @cached_property
     def _sorted(self) -> list[str]:
         return sorted(self.by_key)
+
+    def may_begin(self, readings: Readings) -> bool:
+        """Whether a word of this stage stands where the text reads like that, or may come to stand there."""
+        keys, letters = readings
+        by_key = self.by_key
+        for key, _ in keys:
+            if key in by_key:
+                return True
+        return bool(self.free) or (bool(letters) and self.may_go_on(letters))
 
     def may_go_on(self, letters: Iterable[str]) -> bool:
         """Whether some letters begin a key."""
@@ -99,8 +108,10 @@ class Following:
         self._attempts: dict[tuple[Stage, int], Attempt] = {}
         self._threads: dict[tuple[Node, int], Thread] = {}
 
-    def at(self, start: int) -> Attempt:
-        """All that may begin at a place, up to date."""
+    def at(self, start: int) -> Attempt | None:
+        """All that may begin at a place, up to date; ``None`` where nothing does."""
+        if not self._root.may_begin(self.search.readings(start)):
+            return None
         attempt = self.attempt(self._root, start)
         attempt.go_on()
         return attempt
@@ -159,7 +170,9 @@ class Attempt:
         """Which words of the stage end where."""
         search, stage = self._following.search, self._stage
         keys, letters = search.readings(self._start)
-        nodes = [*stage.free, *(node for key, _ in keys for node in stage.by_key.get(key, ()))]
+        nodes = stage.free.copy()
+        for key, _ in keys:
+            nodes += stage.by_key.get(key, ())
         self._settled = not (letters and stage.may_go_on(letters))
         for node in nodes:
             if node in self._known:
@@ -169,7 +182,8 @@ class Attempt:
                 self._settled = False
             else:
                 self._known.add(node)
-            self._threads |= dict.fromkeys(self._following.thread(node, end) for end in ends)
+            for end in ends:
+                self._threads[self._following.thread(node, end)] = None
 
 
 class Thread:
@@ -227,7 +241,5 @@ class Thread:
         self.alive = alive
 
     def _try(self, stage: Stage, start: int) -> None:
-        if start >= 0:
-            keys, letters = self._following.search.readings(start)
-            if letters or stage.free or any([key in stage.by_key for key, _ in keys]):
-                self._attempts[self._following.attempt(stage, start)] = None
+        if start >= 0 and stage.may_begin(self._following.search.readings(start)):
+            self._attempts[self._following.attempt(stage, start)] = None

@@ -32,7 +32,7 @@ class Gap:
         self._lines = 0
         self._single = False
         self.starts: list[int] = []
-        self.last: tuple[int, ...] = ()
+        self.last: list[int] = []
         self.open = True
 
     def go_on(self, text: str, *, final: bool) -> None:
@@ -41,7 +41,7 @@ class Gap:
         if not self.open or (self._size == n and not final):
             return
         self._size = n
-        self.last = ()
+        self.last = []
         while self._at < n:
             if self._at - self._end > GAP_CHARACTERS or not self._step(text, final=final):
                 self.open = False
@@ -67,7 +67,7 @@ class Gap:
             return False
         found = range(at, stop) if unspaced(character) else (at,)
         if stop == len(text) and not final:
-            self.last = tuple(found)
+            self.last = list(found)
             return True
         self.starts += found
         self._words, self._single, self._lines, self._at = words, alone, 0, stop

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from typing import NamedTuple, Protocol
 
 from brix_core.regulated.commonness import commonness
@@ -19,6 +19,7 @@ from brix_core.regulated.letters import without_symbols
 from brix_core.regulated.matching import Search
 from brix_core.regulated.spelling import Words, atoms
 
+
 class Owner(NamedTuple):
     """Whose a phrase is."""
 
@@ -26,9 +27,10 @@ class Owner(NamedTuple):
     pattern: str
 
 
-_OPEN = ("", " ")
-_HEAD = 8
-_HEAD_REACH = _HEAD * (1 + SEPARATORS)
+_ANY = frozenset({""})
+"""Stands for any word: no word has this key, but every stretch beside a word does."""
+_HEAD = 4
+"""Letters by which it is told whether a word in parts may be one that is looked for."""
 _BESIDE = 40 + GAP_CHARACTERS
 """Characters to the left or right of a word in which the next word stands, if neither is longer than forty letters."""
 
@@ -53,16 +55,14 @@ class _Phrase(NamedTuple):
     Attributes:
         entry: The phrase.
         others: Keys of the other words.
-        apart: Characters between the two rarest at most.
-        left: Keys of the word before the rarest.
+        left: Keys of the word before the rarest; `_ANY` where there is none.
         right: Keys of the word after it.
     """
 
     entry: Entry
     others: tuple[frozenset[str], ...]
-    apart: int
-    left: frozenset[str] | None
-    right: frozenset[str] | None
+    left: frozenset[str]
+    right: frozenset[str]
 
 
 class Index:
@@ -120,39 +120,36 @@ class Index:
             for seconds, phrases in self._pairs[key]:
                 if words.isdisjoint(seconds):
                     continue
-                apart = block.apart(key, seconds)
-                for entry, others, most, left, right in phrases:
-                    if apart <= most and not any(map(words.isdisjoint, others)) and block.beside(key, left, right):
+                beside = block.beside(key)
+                for entry, others, left, right in phrases:
+                    for before, after in beside:
+                        if not (left.isdisjoint(before) or right.isdisjoint(after)):
+                            break
+                    else:
+                        continue
+                    for other in others:
+                        if words.isdisjoint(other):
+                            break
+                    else:
                         found[entry] = None
         return found
 
-
     def may_begin(self, letters: str, first: int) -> bool:
-        """Whether letters may begin with a key of more than `first` letters."""
-        if letters[:_HEAD] in self._heads:
+        """Whether a key may begin with these letters, or be their first ones, more than `first`."""
+        if letters in self._heads:
             return True
-        return any(letters[:stop] in self._short for stop in range(first + 1, min(_HEAD, len(letters) + 1)))
+        return any([letters[:stop] in self._short for stop in range(first + 1, len(letters) + 1)])
 
 
 def _phrase(entry: Entry, first: Word, others: Sequence[Word]) -> _Phrase:
     words = entry.phrase.words
     at = words.index(first)
     rest = tuple(word.among for word in others[1:])
-    left = words[at - 1].among if at else None
-    right = words[at + 1].among if at + 1 < len(words) else None
+    left = words[at - 1].among if at else _ANY
+    right = words[at + 1].among if at + 1 < len(words) else _ANY
     if max(len(key) for word in words for key in word.keys) > _BESIDE - GAP_CHARACTERS:
-        left = right = None
-    return _Phrase(entry, rest, _apart(entry.phrase, first, others[0]), left, right)
-
-
-def _apart(phrase: Phrase, first: Word, second: Word) -> int:
-    """Characters between the beginnings of two words of a phrase at most, if none is written apart."""
-    places = [at for at, word in enumerate(phrase.words) if word in (first, second)]
-    between = range(min(places), max(places))
-    return sum(
-        max(map(len, phrase.words[at].forms)) + (GAP_CHARACTERS if phrase.gaps[at + 1] else SEPARATORS)
-        for at in between
-    )
+        left = right = _ANY
+    return _Phrase(entry, rest, left, right)
 
 
 class Block:
@@ -167,8 +164,6 @@ class Block:
         index: The phrases.
     """
 
-    __slots__ = ("_chained", "_found", "_next", "_places", "_search", "_spans", "_start", "_stop", "_text", "_view", "words")
-
     def __init__(self, search: Search, words: Words, span: tuple[int, int], step: int, index: Index) -> None:
         start, stop = span
         self._search = search
@@ -177,71 +172,49 @@ class Block:
         self._next = len(search.text) if words.signed else SEPARATORS
         self._text = search.text[start:stop]
         self._view = search.view[start:stop]
+        self._padded = f" {self._view} "
+        self._without_symbols = f" {without_symbols(self._text)} " if words.signed else ""
         self._chained: dict[str, list[tuple[int, int]]] = {}
         self._places: dict[Word, list[tuple[int, int]]] = {}
-        self._spans: dict[str, tuple[int, int]] = {}
+        self._beside: dict[str, list[tuple[Set[str], Set[str]]]] = {}
         self._found: dict[str, list[tuple[int, int]]] = {}
-        self.words = set(words.keys) if words.unusual or index.free is not None else words.keys
         for begun, ended in words.unusual:
-            for at, first in atoms(self._text, begun, ended):
-                if self._may_begin(index, at, first):
-                    self._read(at + start)
+            self._unusual(index, begun, ended)
         if index.free is not None:
             for last, key in index.free.iter(self._view, ignore_white_space=True):
                 self._add(key, start + _back(self._view, last, len(key)), start + last + 1)
+        self.words = words.keys | self._chained.keys() if self._chained else words.keys
+        self._also = _ANY | self._chained.keys()
+        self._every = _ANY | self.words
 
-    def _may_begin(self, index: Index, at: int, first: int) -> bool:
-        """Whether it is worth the while to read a word from a place on, whose first part has so many letters."""
-        stop = at + first + _HEAD_REACH
-        if index.may_begin(self._view[at:stop].replace(" ", ""), first):
-            return True
-        return self._next > SEPARATORS and index.may_begin(
-            without_symbols(self._text[at:stop]).replace(" ", ""), first
-        )
+    def _unusual(self, index: Index, begun: int, ended: int) -> None:
+        """Read the words of a stretch that are written in parts, where letters in a row may be some."""
+        letters, signs = self._view[begun:ended].replace(" ", ""), self._next > SEPARATORS
+        done = 0
+        for at, first in atoms(self._text, begun, ended):
+            if signs or index.may_begin(letters[done : done + _HEAD], first):
+                self._read(at + self._start)
+            done += first
 
     def _read(self, at: int) -> None:
         for key, end in self._search.readings(at)[0]:
-            if key not in self.words or end - at > len(key):
+            if end - at > len(key) or self._next > SEPARATORS:
                 self._add(key, at, end)
 
     def _add(self, key: str, at: int, end: int) -> None:
-        self.words.add(key)
         self._chained.setdefault(key, []).append((at, end))
 
-    def apart(self, key: str, others: frozenset[str]) -> int:
-        """Characters between a word and the nearest of others, at most; nothing is known where words are apart."""
-        if self._next > SEPARATORS or key in self._chained:
-            return 0
-        first, last = self._span(key)
-        nearest = self._stop
-        for other in others & self.words:
-            if other in self._chained:
-                return 0
-            begun, ended = self._span(other)
-            nearest = min(nearest, max(begun - last, first - ended))
-        return nearest
-
-    def beside(self, key: str, left: frozenset[str] | None, right: frozenset[str] | None) -> bool:
-        """Whether, somewhere, a word has one of others before it and one of others after it, near enough."""
-        if self._next > SEPARATORS or key in self._chained or len(key) > _BESIDE - GAP_CHARACTERS:
-            return True
-        for keys in (left, right):
-            if keys is not None and any(chained in keys for chained in self._chained):
-                return True
-        view = self._view
-        at = view.find(key)
-        while at >= 0:
-            if left is None or not left.isdisjoint(view[max(0, at - _BESIDE) : at].split()):
-                if right is None or not right.isdisjoint(view[at + len(key) : at + len(key) + _BESIDE].split()):
-                    return True
-            at = view.find(key, at + 1)
-        return False
-
-    def _span(self, key: str) -> tuple[int, int]:
-        """The first and the last place of a key."""
-        known = self._spans.get(key)
+    def beside(self, key: str) -> list[tuple[Set[str], Set[str]]]:
+        """For each place of a key, the words before it and those after it that are near enough to be next to it."""
+        known = self._beside.get(key)
         if known is None:
-            known = self._spans[key] = self._view.find(key), self._view.rfind(key)
+            known = self._beside[key] = []
+            if self._next > SEPARATORS or key in self._chained:
+                known.append((self._every, self._every))
+            for at, end in self._of(key) if not known else ():
+                before = self._view[max(0, at - self._start - _BESIDE) : at - self._start]
+                after = self._view[end - self._start : end - self._start + _BESIDE]
+                known.append((self._also.union(before.split()), self._also.union(after.split())))
         return known
 
     def starts(self, phrase: Phrase) -> list[int]:
@@ -270,16 +243,13 @@ class Block:
         known = self._found.get(key)
         if known is not None:
             return known
-        text, view, size = self._text, self._view, len(key)
         found = self._found[key] = list(self._chained.get(key, ()))
-        at = view.find(key)
-        while at >= 0:
-            end = at + size
-            if (view[at - 1 : at] in _OPEN or not text[at - 1].isalnum()) and (
-                view[end : end + 1] in _OPEN or not text[end].isalnum()
-            ):
-                found.append((self._start + at, self._start + end))
-            at = view.find(key, at + 1)
+        sought = f" {key} "
+        for padded in (self._padded, self._without_symbols) if self._without_symbols else (self._padded,):
+            at = padded.find(sought)
+            while at >= 0:
+                found.append((self._start + at, self._start + at + len(key)))
+                at = padded.find(sought, at + 1)
         return found
 
 

@@ -21,7 +21,7 @@ from typing import TypeAlias
 
 from brix_core.regulated.gaps import SIGNS, TOKEN, Gap
 from brix_core.regulated.grammar import Phrase, Word
-from brix_core.regulated.letters import SUBSTITUTES, SYMBOLS
+from brix_core.regulated.letters import SUBSTITUTES
 from brix_core.regulated.spelling import BROKEN, CONTROLS, signed, spelt, tight
 
 NONE = -1
@@ -198,9 +198,13 @@ class Search:
         if not found and not open_:
             return _NOWHERE
         token = TOKEN.match(self.text, start)
-        if token is not None and token.end() < self._n and token.group() in word.exact:
-            if not self.text[start].isdigit() and not self.text[token.end() - 1].isdigit():
-                return (token.end(),), False
+        if (
+            token is not None
+            and token.end() < self._n
+            and token.group() in word.exact
+            and not (self.text[start].isdigit() or self.text[token.end() - 1].isdigit())
+        ):
+            return (token.end(),), False
         if open_:
             return self._spelled(word.forms, start)
         if len(found) == 1:

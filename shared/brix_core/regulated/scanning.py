@@ -169,6 +169,8 @@ class StreamScan:
     def _decide(self, start: int, told: set[Entry], found: set[Match]) -> bool:
         """Add what is found at a place; whether more text may add to that."""
         attempt = self._following.at(start)
+        if attempt is None:
+            return False
         alive = attempt.alive
         for entry in attempt.reached:
             if entry in told:

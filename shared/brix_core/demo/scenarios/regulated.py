@@ -47,8 +47,8 @@ async def play(stage: Stage) -> Sequence[Case]:
             await app.ask(question)
         await app.stream("I feel dizzy. What now?")
 
-    options = {"regulated_spec": SPEC, "enable_output_guard": True}
-    guarded = await stage.run(stage.guarded(**options), work, script=(Reply("Yes."), ADVICE))
+    guards = stage.guarded(regulated_spec=SPEC, enable_output_guard=True)
+    guarded = await stage.run(guards, work, script=(Reply("Yes."), ADVICE))
     bare = await stage.run(stage.bare(), work, script=(*[Reply("Four grams, or so.")] * 3, Reply("Yes."), ADVICE))
     said = guarded.last.text
     return [
