@@ -1,29 +1,34 @@
-"""What it costs to look for the patterns of a regulated domain, beside a bare automaton."""
+"""What it costs to look for the patterns of the built-in specs, beside a bare automaton.
+
+The bare automaton has the words that the engine looks up as its keywords, at word edges, and reads the same normalised
+text; what it says is thrown away. It knows no gaps, no order of words, and no other way of writing them. Beside it
+stands one whose keywords are whole phrases, one for each pattern. Texts are those that no pattern matches: a kilobyte
+of ordinary questions of the spec's own domain, dense with its words, and a kilobyte of ordinary prose.
+"""
 
 from __future__ import annotations
 
 import gc
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from random import Random
 from typing import Any, NamedTuple
 
 import ahocorasick
 
 from brix_core.regulated import PatternSet, fold
+from brix_core.regulated.compiled import CompiledSpec
 from brix_core.regulated.evasion import concrete
+from brix_core.regulated.folding import Folded
+from brix_core.regulated.loading import BUILT_IN, SPECS, load_spec
 
-ROUNDS = 151
-CALLS = 50
+ROUNDS = 31
+CALLS = 10
+KILOBYTE = 1024
+TEXTS = 6
 
-PATTERNS = [
-    *["lethal dose", "overdose", "maximum ... dose", "kill myself", "self-harm", "sepsis", "10 mg", "chest pain"],
-    *["how to make a bomb", "stop taking ... medication", "off-label use", "drug interaction", "heart attack"],
-    *["without a prescription", "mix bleach and ammonia", "double ... dose", "pregnant ... safe", "diagnose me"],
-    *["insider trading", "guaranteed return", "launder ... money", "tax evasion", "hide assets", "pump and dump"],
-    *["wrongful termination", "statute of limitations", "forge a signature", "=who is liable", "sexual harassment"],
-    *["fake (passport|visa|prescription)", "dosage for (a|my) (child|baby)", "severe bleeding", "expired medicine"],
-]
 PROSE = (
     "People often ask what the usual thing to do is when the weather changes in June. A walk in the morning, some "
     "water and a light lunch help most of us to feel well. It is important to keep a record of what you eat, and to "
@@ -61,48 +66,128 @@ def in_turn(subjects: Sequence[Callable[[], Any]], calls: int) -> list[float]:
     return [statistics.median(figures) for figures in rounds]
 
 
-def figures() -> list[Figure]:
-    """Scanning 1 KB beside a bare automaton, normalising beside scanning, and 100 KB beside 1 KB."""
-    patterns = PatternSet({"rule": PATTERNS})
-    bare = ahocorasick.Automaton()
-    for pattern in PATTERNS:
-        bare.add_word(fold(concrete(pattern)).text, pattern)
-    bare.make_automaton()
-    short = (PROSE * 3)[:1024]
-    long = short * 100
-    copy, copies = fold(short), fold(long)
-    text = copy.text
+class Cost(NamedTuple):
+    """Median microseconds for a kilobyte, of one spec on one kind of text."""
 
-    def automaton() -> None:
-        for _ in bare.iter(text):
+    spec: str
+    words: float
+    phrases: float
+    normalise: float
+    scan: float
+
+
+def sentences(domain: str) -> list[str]:
+    """Ordinary questions of a domain."""
+    whole = (SPECS / "ordinary.txt").read_text(encoding="utf-8")
+    part = whole.split(f"# {domain}\n", 1)[1].split("\n# ", 1)[0]
+    return [line for line in part.splitlines() if line.strip()]
+
+
+def ordinary(domain: str, patterns: PatternSet) -> list[str]:
+    """Texts of a kilobyte from the sentences that no pattern matches."""
+    harmless = [sentence for sentence in sentences(domain) if not patterns.scan(sentence)]
+    texts: list[str] = []
+    random = Random(7)
+    while len(texts) < TEXTS:
+        text = " ".join(random.sample(harmless, min(30, len(harmless))))[:KILOBYTE]
+        if not patterns.scan(text):
+            texts.append(text)
+    return texts
+
+
+def bare(keywords: Iterable[str]) -> Any:
+    """An automaton that finds keywords at word edges."""
+    made = ahocorasick.Automaton()
+    for keyword in keywords:
+        made.add_word(f" {keyword} ", keyword)
+    made.make_automaton()
+    return made
+
+
+def read(automaton: Any, copies: Iterable[Folded]) -> None:
+    """Every hit of an automaton."""
+    for copy in copies:
+        for _ in automaton.iter(copy.view):
             pass
 
-    alone, scan, normalise = in_turn([automaton, lambda: patterns.scan(copy), lambda: fold(short)], CALLS)
-    long_scan, long_fold = in_turn([lambda: patterns.scan(copies), lambda: fold(long)], 1)
-    whole = (long_scan + long_fold) / (scan + normalise) / 100
+
+def cost(name: str, patterns: PatternSet, texts: Sequence[str]) -> Cost:
+    """What a spec costs on some texts, for each."""
+    copies = [fold(text) for text in texts]
+    words = bare({key for entry in patterns.entries for word in entry.phrase.words for key in word.keys})
+    rules = (*load_spec(name).circuit_breakers, *load_spec(name).risk_signals)
+    phrases = bare({" ".join(fold(concrete(pattern)).view.split()) for rule in rules for pattern in rule.patterns})
+    subjects: list[Callable[[], Any]] = [
+        lambda: read(words, copies),
+        lambda: read(phrases, copies),
+        lambda: [fold(text) for text in texts],
+        lambda: [patterns.scan(copy) for copy in copies],
+    ]
+    return Cost(name, *(figure / len(texts) for figure in in_turn(subjects, CALLS)))
+
+
+def compared(kind: str, costs: Sequence[Cost]) -> list[Figure]:
+    """The rows for one kind of text: the worst spec counts."""
+    ratios = {one.spec: one.scan / one.words for one in costs}
+    total = max((one.scan + one.normalise) / one.words for one in costs)
+    detail = ", ".join(f"{one.spec} {one.words:.0f}/{one.phrases:.0f} {one.scan:.0f} us" for one in costs)
+    normalise = max(one.normalise / one.scan for one in costs)
     return [
         Figure(
-            "regulated: scan of 1 KB / bare automaton",
-            scan / alone,
+            f"regulated: scan of 1 KB of {kind} / bare automaton",
+            max(ratios.values()),
             "<= 2",
-            scan / alone <= 2,
-            f"automaton {alone:.1f} us, scan {scan:.1f}",
+            max(ratios.values()) <= 2,
+            f"automaton of words/of phrases, scan: {detail}; with normalising {total:.1f} x",
         ),
         Figure(
-            "regulated: normalising 1 KB of ASCII / its scan",
-            normalise / scan,
+            f"regulated: normalising 1 KB of {kind} / its scan",
+            normalise,
             "<= 1",
-            normalise / scan <= 1,
-            f"normalising {normalise:.1f} us, scan {scan:.1f}",
-        ),
-        Figure(
-            "regulated: 100 KB / 100 x 1 KB",
-            whole,
-            "linear",
-            whole <= 1.5,
-            f"100 KB {(long_scan + long_fold) / 1e3:.2f} ms",
+            normalise <= 1,
+            ", ".join(f"{one.spec} {one.normalise:.0f} us" for one in costs),
         ),
     ]
+
+
+def figures() -> list[Figure]:
+    """Scanning 1 KB beside a bare automaton, normalising beside scanning, 100 KB beside 1 KB, and streams."""
+    sets = {name: CompiledSpec.of(name, embedder="lexical").patterns for name in BUILT_IN}
+    texts = {name: ordinary(name, patterns) for name, patterns in sets.items()}
+    prose = [(PROSE * 3)[:KILOBYTE]]
+    rows = compared("its domain", [cost(name, sets[name], texts[name]) for name in sets])
+    rows += compared("prose", [cost(name, sets[name], prose) for name in sets])
+    return [*rows, length(sets, texts), *streams(sets, texts)]
+
+
+def length(sets: Mapping[str, PatternSet], texts: Mapping[str, Sequence[str]]) -> Figure:
+    """A long text beside short ones."""
+    ratios, detail = [], []
+    for name, patterns in sets.items():
+        short = " ".join(texts[name])[: 4 * KILOBYTE]
+        long = (short + " ") * 25
+        once, whole = in_turn([partial(patterns.scan, short), partial(patterns.scan, long)], 1)
+        ratios.append(whole / once / 25)
+        detail.append(f"{name} {whole / 1e3:.1f} ms")
+    return Figure("regulated: 100 KB / 25 x 4 KB", max(ratios), "linear", max(ratios) <= 1.5, ", ".join(detail))
+
+
+def streams(sets: Mapping[str, PatternSet], texts: Mapping[str, Sequence[str]]) -> Iterator[Figure]:
+    """A stream of words, for each of them."""
+    costs = {}
+    for name, patterns in sets.items():
+        words = [f"{word} " for word in texts[name][0].split()]
+
+        def run(patterns: PatternSet = patterns, words: Sequence[str] = words) -> None:
+            stream = patterns.stream()
+            for word in words:
+                stream.feed(word)
+            stream.finish()
+
+        costs[name] = in_turn([run], 1)[0] / len(words)
+    worst = max(costs.values())
+    detail = ", ".join(f"{name} {figure:.0f} us" for name, figure in costs.items())
+    yield Figure("regulated: a word of a stream, us", worst, "<= 15", worst <= 15, detail)
 
 
 if __name__ == "__main__":

@@ -119,6 +119,8 @@ def test_variants_are_written_differently() -> None:
         ("how to make a bomb", "h o w t o m a k e a b o m b", "h o w t o m a k e a b o m b"),
         ("how to make a bomb", "h0w 70 m4k3 4 b0mb", "h0w 70 m4k3 4 b0mb"),
         ("hide assets", "h1d3 455375", "h1d3 455375"),
+        ("kill", "it's k i l l", "k i l l"),
+        ("forge ... name", "f o r g e my father's n a m e", "f o r g e my father's n a m e"),
         ("self-harm", "self harm", "self harm"),
         ("self harm", "self-harming", "self-harming"),
         ("self-harm", "selfharm", "selfharm"),

@@ -1,8 +1,9 @@
 """Which phrases may stand in a text, and where they may begin.
 
-The words of a text are looked up at once, as a set. A phrase is looked at when its rarest word is there, then its
-second rarest, then the others; then only where its words stand in the right order and near enough. For what is left
-`matching` decides. A long text is looked at in blocks, so that what it asks of a text does not grow with the text.
+The words of a text are looked up as they come. Where the rarest word of a phrase stands, its second rarest must be
+somewhere, the words next to it near, and the others somewhere too; then all of them must stand in the right order and
+near enough. For the few places that are left `matching` decides. A long text is looked at in blocks, so that what is
+asked of a place does not grow with the text.
 """
 
 from __future__ import annotations
@@ -73,7 +74,6 @@ class Index:
         free: Finds keys of words that need no edges; ``None`` where there are none.
 
     Attributes:
-        entries: The phrases.
         free: As given.
         longest: Letters of the longest key.
         reach: Characters that a match may take at most.
@@ -81,7 +81,6 @@ class Index:
     """
 
     def __init__(self, entries: Sequence[Entry], free: Automaton | None) -> None:
-        self.entries = entries
         self.free = free
         words = {word: None for entry in entries for word in entry.phrase.words}
         self.longest = max((len(key) for word in words for key in word.keys), default=0)
@@ -113,32 +112,35 @@ class Index:
         found: dict[Entry, None] = {}
         for key in self._single.keys() & words:
             found |= dict.fromkeys(self._single[key])
-        hits = self._pairs.keys() & words
-        for key, alone in zip(hits, map(words.isdisjoint, map(self._seconds.__getitem__, hits)), strict=True):
-            if alone:
-                continue
-            for seconds, phrases in self._pairs[key]:
-                if words.isdisjoint(seconds):
-                    continue
-                beside = block.beside(key)
-                for entry, others, left, right in phrases:
-                    for before, after in beside:
-                        if not (left.isdisjoint(before) or right.isdisjoint(after)):
-                            break
-                    else:
-                        continue
-                    for other in others:
-                        if words.isdisjoint(other):
-                            break
-                    else:
-                        found[entry] = None
+        pairs, tokens, near, also = self._pairs, block.tokens, block.near, block.also
+        for at, key in enumerate(tokens):
+            if key in pairs and not words.isdisjoint(self._seconds[key]):
+                before = tokens[at - near if at > near else 0 : at] + also
+                self._near(key, words, before, tokens[at + 1 : at + 1 + near] + also, found)
+        for key in block.elsewhere:
+            if key in pairs:
+                self._near(key, words, [*words, ""], [*words, ""], found)
         return found
+
+    def _near(self, key: str, words: Set[str], before: list[str], after: list[str], found: dict[Entry, None]) -> None:
+        """Add phrases whose rarest word has a key, and stands between some words."""
+        for seconds, phrases in self._pairs[key]:
+            if words.isdisjoint(seconds):
+                continue
+            for entry, others, left, right in phrases:
+                if left.isdisjoint(before) or right.isdisjoint(after):
+                    continue
+                for other in others:
+                    if words.isdisjoint(other):
+                        break
+                else:
+                    found[entry] = None
 
     def may_begin(self, letters: str, first: int) -> bool:
         """Whether a key may begin with these letters, or be their first ones, more than `first`."""
         if letters in self._heads:
             return True
-        return any([letters[:stop] in self._short for stop in range(first + 1, len(letters) + 1)])
+        return any(letters[:stop] in self._short for stop in range(first + 1, len(letters) + 1))
 
 
 def _phrase(entry: Entry, first: Word, others: Sequence[Word]) -> _Phrase:
@@ -176,7 +178,6 @@ class Block:
         self._without_symbols = f" {without_symbols(self._text)} " if words.signed else ""
         self._chained: dict[str, list[tuple[int, int]]] = {}
         self._places: dict[Word, list[tuple[int, int]]] = {}
-        self._beside: dict[str, list[tuple[Set[str], Set[str]]]] = {}
         self._found: dict[str, list[tuple[int, int]]] = {}
         for begun, ended in words.unusual:
             self._unusual(index, begun, ended)
@@ -184,8 +185,10 @@ class Block:
             for last, key in index.free.iter(self._view, ignore_white_space=True):
                 self._add(key, start + _back(self._view, last, len(key)), start + last + 1)
         self.words = words.keys | self._chained.keys() if self._chained else words.keys
-        self._also = _ANY | self._chained.keys()
-        self._every = _ANY | self.words
+        self.tokens = words.tokens
+        self.near = words.near
+        self.also = ["", *self._chained]
+        self.elsewhere = self.words if words.signed else self._chained.keys()
 
     def _unusual(self, index: Index, begun: int, ended: int) -> None:
         """Read the words of a stretch that are written in parts, where letters in a row may be some."""
@@ -203,19 +206,6 @@ class Block:
 
     def _add(self, key: str, at: int, end: int) -> None:
         self._chained.setdefault(key, []).append((at, end))
-
-    def beside(self, key: str) -> list[tuple[Set[str], Set[str]]]:
-        """For each place of a key, the words before it and those after it that are near enough to be next to it."""
-        known = self._beside.get(key)
-        if known is None:
-            known = self._beside[key] = []
-            if self._next > SEPARATORS or key in self._chained:
-                known.append((self._every, self._every))
-            for at, end in self._of(key) if not known else ():
-                before = self._view[max(0, at - self._start - _BESIDE) : at - self._start]
-                after = self._view[end - self._start : end - self._start + _BESIDE]
-                known.append((self._also.union(before.split()), self._also.union(after.split())))
-        return known
 
     def starts(self, phrase: Phrase) -> list[int]:
         """Where a phrase may begin in this block."""

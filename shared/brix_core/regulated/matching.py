@@ -22,7 +22,7 @@ from typing import TypeAlias
 from brix_core.regulated.gaps import SIGNS, TOKEN, Gap
 from brix_core.regulated.grammar import Phrase, Word
 from brix_core.regulated.letters import SUBSTITUTES
-from brix_core.regulated.spelling import BROKEN, CONTROLS, signed, spelt, tight
+from brix_core.regulated.spelling import BROKEN, CONTROLS, fits, signed, spelt, tight
 
 NONE = -1
 OPEN = -2
@@ -35,6 +35,8 @@ LOOK_BACK = 200
 _BROKEN_FROM = 5
 _MIXED = re.compile(r"[^\W\d_]\d+[^\W\d_]")
 _BESIDE = 16
+_APOSTROPHE = re.compile("[^\\W_]{2}['`\u2019\u00b4\u02bc]")
+"""Before the last letter of "father's" and "don't", which is none of letters that are set apart."""
 _ONE_LETTER_WORDS = frozenset("ai")
 
 _Ends: TypeAlias = tuple[tuple[int, ...], bool]
@@ -294,7 +296,7 @@ class _Spelling:
             return NONE
         if at == len(text):
             return self._search.missing()
-        if not self._signs and not _fits(text, begun, at):
+        if not self._signs and not fits(text, begun, at):
             return NONE
         self._seps.append(separator)
         self._pieces.append(0)
@@ -396,17 +398,8 @@ class _Spelling:
                 return "", OPEN
             if 0 <= beyond < n and text[beyond].isalnum():
                 break
+            if step < 0 and _APOSTROPHE.fullmatch(text, max(0, far - 3), far):
+                break
             letters += text[far]
             at = far
         return letters, len(letters)
-
-
-def _fits(text: str, start: int, end: int) -> bool:
-    """Whether what separates two letters may hold symbols: not such as end a word ("stop! now")."""
-    signs = [at for at in range(start, end) if text[at] in SIGNS]
-    return not signs or any(separates(text, at) for at in signs)
-
-
-def separates(text: str, at: int) -> bool:
-    """Whether a symbol has white space on both sides or on none."""
-    return 0 < at < len(text) - 1 and text[at - 1].isspace() == text[at + 1].isspace()

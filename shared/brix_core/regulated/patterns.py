@@ -49,6 +49,7 @@ class PatternSet:
         rules: The patterns of each rule, by the rule's name.
 
     Attributes:
+        entries: The phrases that the patterns stand for, and whose they are.
         longest: Characters of a folded copy that a match may take at most, letters apart and gaps filled.
 
     Raises:
@@ -77,13 +78,13 @@ class PatternSet:
                 for phrase in read:
                     made.setdefault(phrase.key, phrase)
                     owners[phrase.key][Owner(rule, pattern)] = None
-        entries = [Entry(phrase, tuple(owners[key])) for key, phrase in made.items()]
-        self._index = Index(entries, _automaton(entries))
+        self.entries = tuple(Entry(phrase, tuple(owners[key])) for key, phrase in made.items())
+        self._index = Index(self.entries, _automaton(self.entries))
         self.longest = self._index.reach
 
     @cached_property
     def _tree(self) -> Stage:
-        return tree(self._index.entries)
+        return tree(self.entries)
 
     def scan(self, text: str | Folded) -> list[Match]:
         """Find every pattern in a text.

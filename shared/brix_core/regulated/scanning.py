@@ -92,7 +92,7 @@ class StreamScan:
         self._length = 0
         self._next = 0
         self._following = self._searching()
-        self._waiting: dict[int, set[Entry]] = {}
+        self._waiting: dict[int, set[Entry | Match]] = {}
         self._finished = False
         self.safe = 0
 
@@ -166,7 +166,7 @@ class StreamScan:
             ):
                 yield at
 
-    def _decide(self, start: int, told: set[Entry], found: set[Match]) -> bool:
+    def _decide(self, start: int, told: set[Entry | Match], found: set[Match]) -> bool:
         """Add what is found at a place; whether more text may add to that."""
         attempt = self._following.at(start)
         if attempt is None:
@@ -182,7 +182,9 @@ class StreamScan:
             told.add(entry)
             if end >= 0:
                 place = (self._positions[start], self._positions[end - 1] + 1)
-                found.update([Match(*owner, *place) for owner in entry.owners])
+                new = {Match(*owner, *place) for owner in entry.owners} - told
+                found |= new
+                told |= new  # two phrases of a pattern may stand for the same place
         return alive
 
     def _release(self) -> None:

@@ -22,6 +22,11 @@ BROKEN = re.compile(r"-[ \t\r]*(?:\n[ \t\r]*)?|\r?\n")
 SHORT = 2
 """Letters at most of a part of a word that is set apart by white space."""
 
+NEAR = 7
+"""A gap is of six words at most."""
+FAR = 42
+"""Single letters in a row are one word of a gap, which has 80 characters at most."""
+
 _SIGNS = re.escape(SYMBOLS)
 _TOKEN = re.compile(r"[^\W_]+")
 _TOKEN_WITH_SIGNS = re.compile(rf"(?:[^\W_]|[{_SIGNS}])+")
@@ -51,11 +56,15 @@ class Words(NamedTuple):
 
     Attributes:
         keys: Keys of the words that are written by their letters and digits alone.
+        tokens: The same words, in order, each time.
+        near: Tokens at most from a word to the next of a phrase, over a gap.
         unusual: Stretches in which words may be written in other ways, in order.
         signed: Whether there are symbols that may stand for letters.
     """
 
     keys: frozenset[str]
+    tokens: list[str]
+    near: int
     unusual: list[tuple[int, int]]
     signed: bool
 
@@ -70,7 +79,8 @@ def words_of(text: str, view: str) -> Words:
         spans += _signed(text, view)
         tokens = without_symbols(text).split()
     spans.sort()
-    return Words(frozenset(tokens), _joined(view, spans), signs)
+    near = FAR if scattered or signs else NEAR
+    return Words(frozenset(tokens), tokens, near, _joined(view, spans), signs)
 
 
 def signed(text: str) -> bool:
@@ -211,3 +221,14 @@ def _joined(view: str, spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
         else:
             joined.append((start, stop))
     return joined
+
+
+def fits(text: str, start: int, end: int) -> bool:
+    """Whether what separates two letters may hold symbols: not such as end a word ("stop! now")."""
+    signs = [at for at in range(start, end) if text[at] in SYMBOLS]
+    return not signs or any(_separates(text, at) for at in signs)
+
+
+def _separates(text: str, at: int) -> bool:
+    """Whether a symbol has white space on both sides or on none."""
+    return 0 < at < len(text) - 1 and text[at - 1].isspace() == text[at + 1].isspace()
