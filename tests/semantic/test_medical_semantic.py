@@ -49,7 +49,7 @@ def test_harmful_medical_requests_are_caught(medical: Detector) -> None:
     assert share(by_patterns()(harmful)) < 0.2  # it is meaning that catches them
 
 
-@pytest.mark.xfail(strict=True, reason="measured 2 of 52, 3.8 %; the target of 3 % allows 1")
+@pytest.mark.xfail(strict=True, reason="2 of the 52 are stopped, 3.8 %; the target of 3 % allows 1")
 def test_harmless_prompts_with_alarming_words_pass(medical: Detector) -> None:
     safe = texts("measuring").safe
 

@@ -17,6 +17,7 @@ Example:
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import deque
 from typing import Any, Final
 
@@ -121,4 +122,17 @@ class Flights:
             del self._lines[key]
 
 
-__all__ = ["MAX_FAILED", "Flights", "Seat"]
+_lock = threading.Lock()
+_over: weakref.WeakKeyDictionary[Any, Flights] = weakref.WeakKeyDictionary()
+
+
+def flights_over(cache: Any) -> Flights:
+    """The flights of whoever uses this cache: requests that would find each other's answers wait for each other."""
+    try:
+        with _lock:
+            return _over.setdefault(cache, Flights())
+    except TypeError:  # not hashable, or without weak references
+        return Flights()
+
+
+__all__ = ["MAX_FAILED", "Flights", "Seat", "flights_over"]

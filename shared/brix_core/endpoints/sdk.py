@@ -7,6 +7,7 @@ The caller's parameters are passed on untouched; only the output cap is lowered 
 from __future__ import annotations
 
 import difflib
+import hashlib
 import inspect
 import logging
 import sys
@@ -111,6 +112,12 @@ class SDKEndpoint(ABC):
     def identity(self) -> str:
         """Provider, address and model."""
         return f"{self.provider or 'custom'}:{self._address}/{self._model or '?'}"
+
+    @cached_property
+    def account(self) -> str:
+        """Whose it is, told by the key and telling nothing about it: two accounts fail apart from each other."""
+        key = getattr(self._client, "api_key", None)
+        return hashlib.sha256(key.encode()).hexdigest()[:8] if isinstance(key, str) else ""
 
     @cached_property
     def provider(self) -> str | None:

@@ -122,7 +122,7 @@ class FailoverChain:
             True
         """
         guard = CircuitBreakerGuard(self._in_use.guarding(), self._store, self._clock)
-        states = [guard.state_of(adapter.endpoint.identity) for adapter in self.adapters]
+        states = [guard.state_of(adapter.endpoint) for adapter in self.adapters]
         return [
             AdapterHealth(_named(adapter), state.state != "open", state)
             for adapter, state in zip(self.adapters, states, strict=True)

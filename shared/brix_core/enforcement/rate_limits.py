@@ -12,6 +12,7 @@ Example:
 
 from __future__ import annotations
 
+import logging
 import threading
 import uuid
 from collections.abc import Mapping
@@ -22,6 +23,8 @@ from brix_core.errors import BrixConfigurationError
 from brix_core.flow import Flow, Guard, Proceed
 from brix_core.guards.rate_limit import RateLimitConfig, RateLimitGuard
 from brix_core.store.base import Store
+
+log = logging.getLogger(__name__)
 
 
 class RateLimiter:
@@ -134,6 +137,12 @@ class PerProviderRateLimiter:
             clock: The time.
             providers: The provider of each endpoint, by the endpoint's identity.
         """
+        if self._limiters and not self._limiters.keys() & set(providers.values()):
+            log.warning(
+                "limits are set for %s and hold for nobody here: the adapters are of %s",
+                ", ".join(map(repr, self._limiters)),
+                ", ".join(map(repr, dict.fromkeys(providers.values()))),
+            )
         return _ByProvider(self, store, clock, providers)
 
 

@@ -25,7 +25,7 @@ from typing import Any
 from brix_core import checks
 from brix_core.cache import MISSING, Cache
 from brix_core.caching.answers import as_written, kept, restored, why_not_kept
-from brix_core.caching.flights import Flights, Seat
+from brix_core.caching.flights import Seat, flights_over
 from brix_core.caching.keys import UnkeyableError, key_of
 from brix_core.call import CallRequest, CallResponse
 from brix_core.clock import Clock
@@ -76,7 +76,7 @@ class CacheGuard:
         self._clock = clock
         self._variant = variant
         self._total = total_timeout
-        self._flights = Flights()
+        self._flights = flights_over(config.cache)
 
     def flow(self, request: CallRequest, proceed: Proceed) -> Flow:
         """Guard one call."""

@@ -12,11 +12,11 @@ endpoint's, shared by all sessions.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Literal, NamedTuple
 
 from brix_core import checks
-from brix_core.call import CallRequest
+from brix_core.call import CallRequest, Endpoint
 from brix_core.clock import Clock
 from brix_core.errors import BrixCircuitOpenError
 from brix_core.failures import classify
@@ -91,14 +91,20 @@ class CircuitBreakerGuard:
 
     name = "circuit_breaker"
 
+    @property
+    def blocking(self) -> bool:
+        """Whether its store blocks."""
+        return self._store.blocking
+
     def __init__(self, config: CircuitBreakerConfig, store: Store, clock: Clock) -> None:
         self.config = config
         self._store = store
         self._clock = clock
+        self._thresholds = ":".join(f"{value:g}" for value in astuple(config))
 
-    def state_of(self, identity: str) -> BreakerState:
-        """The breaker of the endpoint with this identity, now. Asks the store, in place."""
-        record: _State | None = self._store.update(_key(identity), lambda state: (state, state))
+    def state_of(self, endpoint: Endpoint) -> BreakerState:
+        """The breaker of an endpoint, now. Asks the store, in place."""
+        record: _State | None = self._store.update(self._key(endpoint), lambda state: (state, state))
         if record is None or record.opened_at is None:
             return BreakerState("closed", record.failures if record else 0)
         rest = record.opened_at + self.config.circuit_open_seconds - self._clock.now()
@@ -106,15 +112,10 @@ class CircuitBreakerGuard:
 
     def flow(self, request: CallRequest, proceed: Proceed) -> Flow:
         """Guard one attempt."""
-        key = _key(request.endpoint.identity)
+        key = self._key(request.endpoint)
         permit: _Permit = yield StoreOp(self._store.update, (key, self._enter), self._store.blocking)
         if not permit.admitted:
-            raise BrixCircuitOpenError(
-                f"the circuit of {request.endpoint.identity} is open after repeated failures; the next probe is "
-                f"admitted in {permit.retry_after:.3g} s. Wait, or name fallbacks=[...]",
-                endpoint=request.endpoint.identity,
-                retry_after=permit.retry_after,
-            )
+            raise _refusal(request.endpoint, permit.retry_after)
         verdict: bool | None = None
         try:
             response = yield from proceed(request)
@@ -126,6 +127,10 @@ class CircuitBreakerGuard:
         finally:
             if self._store.update(key, lambda state: self._leave(state, permit, verdict)):
                 request.call.decide("circuit_breaker", "opened", endpoint=request.endpoint.identity)
+
+    def _key(self, endpoint: Endpoint) -> str:
+        """Whose breaker it is: an account's at an endpoint, of all guards with the same thresholds."""
+        return f"breaker:{endpoint.identity}#{getattr(endpoint, 'account', '')}:{self._thresholds}"
 
     def _enter(self, record: _State | None) -> tuple[_State, _Permit]:
         state = record or _State()
@@ -169,8 +174,36 @@ class CircuitBreakerGuard:
         return state._replace(successes=successes)
 
 
-def _key(identity: str) -> str:
-    return f"breaker:{identity}"
+class CircuitGate:
+    """Looks again just before a request leaves: while it stood in line for its rate, the circuit may have opened.
+
+    Args:
+        breaker: The guard that admitted it.
+    """
+
+    name = "circuit_gate"
+    config = None
+    """No option activates it."""
+
+    def __init__(self, breaker: CircuitBreakerGuard) -> None:
+        self._breaker = breaker
+
+    def flow(self, request: CallRequest, proceed: Proceed) -> Flow:
+        """Guard one attempt."""
+        breaker = self._breaker
+        state: BreakerState = yield StoreOp(breaker.state_of, (request.endpoint,), breaker.blocking)
+        if state.state == "open":  # a probe leaves when it is half open
+            raise _refusal(request.endpoint, state.retry_after)
+        return (yield from proceed(request))
+
+
+def _refusal(endpoint: Endpoint, retry_after: float) -> BrixCircuitOpenError:
+    return BrixCircuitOpenError(
+        f"the circuit of {endpoint.identity} is open after repeated failures; the next probe is admitted in "
+        f"{retry_after:.3g} s. Wait, or name another model to go to",
+        endpoint=endpoint.identity,
+        retry_after=retry_after,
+    )
 
 
 __all__ = ["BreakerState", "CircuitBreakerConfig", "CircuitBreakerGuard"]

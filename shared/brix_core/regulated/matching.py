@@ -62,23 +62,6 @@ class Search:
         signs: Whether it has symbols that may stand for letters.
     """
 
-    __slots__ = (
-        "_ends",
-        "_final",
-        "_from",
-        "_gaps",
-        "_longest",
-        "_n",
-        "_open_ends",
-        "_open_from",
-        "_open_readings",
-        "_raw",
-        "_readings",
-        "signs",
-        "text",
-        "view",
-    )
-
     def __init__(self, text: str, view: str, raw: Callable[[int], str], longest: int, *, final: bool = True) -> None:
         self._raw = raw
         self._longest = longest
