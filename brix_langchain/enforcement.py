@@ -25,6 +25,7 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import ensure_config
 
 from brix_core.call import CallRequest
+from brix_core.checks import flag
 from brix_core.endpoints.structured import has_json_schema, response_format
 from brix_core.enforcement import EnforcedOutput, EnforcementEngine
 from brix_core.enforcement.adapters.base import BaseLLMAdapter, Prompt
@@ -83,7 +84,13 @@ class LangChainAdapter(BaseLLMAdapter):
         """The prompt as LangChain's messages; tuples and dicts are converted as LangChain does."""
         if isinstance(prompt, PromptValue):
             return prompt.to_messages()
-        return convert_to_messages(super().messages(prompt))
+        listed = super().messages(prompt)
+        try:
+            return convert_to_messages(listed)
+        except (NotImplementedError, TypeError, ValueError, KeyError) as error:
+            raise BrixConfigurationError(
+                f"prompt is no list of messages: {error!s:.200}; got {prompt!r:.200}"
+            ) from error
 
     def text_of(self, chunk: Any) -> str:
         """The visible text of a chunk, be it of another adapter of a chain."""
@@ -231,13 +238,14 @@ def as_runnable(engine: EnforcementEngine, schema: Any, *, unwrap: bool = False,
         **params: Parameters of the model for each call, such as ``temperature``.
 
     Raises:
-        BrixConfigurationError: `engine` is no engine.
+        BrixConfigurationError: `engine` is no engine, `schema` is none that its validator takes, or `unwrap` no bool.
     """
     if not isinstance(engine, EnforcementEngine):
         raise BrixConfigurationError(
             f"as_runnable takes an EnforcementEngine, got {type(engine).__name__}: {engine!r:.200}"
         )
-    return EnforcementRunnable(engine, schema, unwrap=unwrap, params=params)
+    engine.validator.compile(schema)  # refused now, and not by the first run
+    return EnforcementRunnable(engine, schema, unwrap=flag("unwrap", unwrap), params=params)
 
 
 def _messages(input: Any) -> list[BaseMessage]:

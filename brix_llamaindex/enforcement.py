@@ -26,7 +26,8 @@ from pydantic import BaseModel
 from brix_core.enforcement import EnforcedOutput, EnforcementEngine
 from brix_core.enforcement.adapters.base import BaseLLMAdapter, Prompt
 from brix_core.enforcement.adapters.health import probe, probed
-from brix_core.errors import BrixConfigurationError
+from brix_core.errors import BrixConfigurationError, BrixSchemaError, SchemaAttempt
+from brix_core.structured.response_schema import ResponseSchema, SchemaMismatch
 from brix_llamaindex.endpoint import LLMEndpoint
 from brix_llamaindex.faces import private_copy
 from brix_llamaindex.llm import GuardedLLM
@@ -95,7 +96,7 @@ class EnforcementProgram(BasePydanticProgram[M], Generic[M]):
         **llm_kwargs: Parameters of the model for each call, such as ``temperature``.
 
     Raises:
-        BrixConfigurationError: `engine` is no engine, or `output_cls` no Pydantic model.
+        BrixConfigurationError: `engine` is no engine, `output_cls` no Pydantic model, or the prompt no prompt.
     """
 
     def __init__(
@@ -110,7 +111,13 @@ class EnforcementProgram(BasePydanticProgram[M], Generic[M]):
         if not isinstance(output_cls, type) or not issubclass(output_cls, BaseModel):
             raise BrixConfigurationError(f"output_cls must be a Pydantic model, got {output_cls!r:.200}")
         template = prompt_template_str
+        if not isinstance(template, str | BasePromptTemplate):
+            raise BrixConfigurationError(
+                "prompt_template_str must be a str such as 'Which city? {text}', or a prompt template, got "
+                f"{template!r:.200}"
+            )
         self.engine = engine
+        self._schema = ResponseSchema.of(output_cls)
         self.prompt = PromptTemplate(template) if isinstance(template, str) else template
         self._output_cls = output_cls
         self._llm_kwargs = llm_kwargs
@@ -177,10 +184,23 @@ class EnforcementProgram(BasePydanticProgram[M], Generic[M]):
 
     def _instance(self, output: EnforcedOutput) -> M:
         if output.success:
-            return cast(M, output.data)
+            return self._made_of(output)
         raise output.error or BrixConfigurationError(
             "the engine gave no instance and no reason; use its output instead"
         )
+
+    def _made_of(self, output: EnforcedOutput) -> M:
+        """The instance; of JSON, which is all that a `JSONValidator` gives, it is made."""
+        try:
+            return cast(M, self._schema.validate(output.data))
+        except SchemaMismatch as mismatch:
+            problems = tuple((problem.path, problem.message) for problem in mismatch.problems)
+            raise BrixSchemaError(
+                f"the engine's validator took the answer, but {self._schema.name} does not: {mismatch!s:.500}; give "
+                "the engine a PydanticValidator(), and such answers are asked for again",
+                attempts=(SchemaAttempt(output.generation.output, problems),),
+                schema_name=self._schema.name,
+            ) from mismatch
 
 
 def _message(message: Any) -> Any:
@@ -191,6 +211,8 @@ def _message(message: Any) -> Any:
             raise BrixConfigurationError(f"{message!r:.80} is no message: {error}") from error
     if isinstance(message, str):
         raise BrixConfigurationError(f"a list holds messages, got the str {message!r:.80}; give the text itself")
+    if not isinstance(message, ChatMessage):
+        raise BrixConfigurationError(f"a list holds messages, got {message!r:.80}; give ChatMessage(...) or dicts")
     return message
 
 

@@ -71,6 +71,7 @@ STREAMS: tuple[Any, ...] = (by_stream, by_stream_sync)
 every_whole = pytest.mark.parametrize("ask", list(WHOLE), ids=lambda ask: ask.__name__)
 every_stream = pytest.mark.parametrize("ask", list(STREAMS), ids=lambda ask: ask.__name__)
 every_way = pytest.mark.parametrize("ask", [*WHOLE, *STREAMS], ids=lambda ask: ask.__name__)
+every_single = pytest.mark.parametrize("ask", [by_enforce, by_enforce_sync, *STREAMS], ids=lambda ask: ask.__name__)
 both = pytest.mark.parametrize("ask", [by_enforce, by_enforce_sync], ids=lambda ask: ask.__name__)
 
 
@@ -145,6 +146,7 @@ __all__ = [
     "by_stream",
     "by_stream_sync",
     "engine_of",
+    "every_single",
     "every_stream",
     "every_way",
     "every_whole",

@@ -212,12 +212,161 @@ def test_a_collector_that_fails_does_not_cost_the_answer(
         ({"split": (1, 2)}, "split"),
         ({"split": (0, 0, 0)}, "split"),
         ({"split": (-1, 1, 1)}, "share"),
+        ({"split": (8, 1, 1)}, "share"),
+        ({"split": (0.8, 0.1, 0.2)}, "sum 1"),
+        ({"split": (0.8, 0.1, 0.1 + 1e-8)}, "sum 1"),
+        ({"split": ("a", 0, 1)}, "share"),
+        ({"split": 5}, "split"),
+        ({"filters": [5]}, "filters"),
+        ({"filters": 5}, "filters"),
+        ({"filters": "x"}, "filters"),
+        ({"filters": len}, "filters"),
+        ({"redact": "x"}, "redact"),
         ({"deduplicate": "yes"}, "deduplicate"),
     ],
 )
 def test_bad_arguments(tmp_path: Path, arguments: dict[str, Any], says: str) -> None:
     with pytest.raises(BrixConfigurationError, match=says):
         DatasetCollector(**{"output_dir": tmp_path, **arguments})
+
+
+TALK: list[dict[str, Any]] = [
+    {"role": "system", "content": "Extract people."},
+    {"role": "user", "content": "Hello"},
+    {"role": "assistant", "content": "Whom?"},
+    {"role": "user", "content": [{"type": "text", "text": "Ann, 30"}]},
+]
+ANN = {"name": "Ann", "age": 30}
+
+
+def chats(collector: DatasetCollector, **how: Any) -> list[list[dict[str, Any]]]:
+    lines = collector.export_to_chat("chat.jsonl", **how).read_text().splitlines()
+    return [json.loads(line)["messages"] for line in lines]
+
+
+@pytest.mark.parametrize("way", ["enforce", "sync", "batch", "stream"])
+async def test_examples_keep_what_was_sent(
+    adapter: OpenAIAdapter, server: DemoServer, tmp_path: Path, way: str
+) -> None:
+    collector = DatasetCollector(output_dir=tmp_path)
+    engine = EnforcementEngine(adapter, PydanticValidator(), collector=collector, store=MemoryStore())
+    server.default = JsonReply(ANN)
+    asked: list[tuple[Any, dict[str, Any]]] = [("x", {}), ("x", {"system": "SYSTEM"}), (iter(TALK), {}), (TALK[1:], {})]
+    for prompt, params in asked:
+        if way == "enforce":
+            await engine.enforce(prompt, Person, **params)
+        elif way == "sync":
+            await asyncio.to_thread(engine.enforce_sync, prompt, Person, **params)
+        elif way == "batch":
+            await engine.enforce_batch([prompt], Person, **params)
+        else:
+            assert [item async for item in engine.enforce_stream(prompt, Person, **params)]
+    user = {"role": "user", "content": "x"}
+    examples = list(collector.examples())
+    sent = [record.body["messages"] for record in server.requests]
+    assert [example.messages for example in examples] == sent
+    assert sent == [[user], [{"role": "system", "content": "SYSTEM"}, user], TALK, TALK[1:]]
+    assert [example.prompt for example in examples] == ["x", "x", "Hello\nAnn, 30", "Hello\nAnn, 30"]
+    assert len({example.id for example in examples}) == 4
+    answer = {"role": "assistant", "content": json.dumps(ANN)}
+    assert chats(collector) == [[*messages, answer] for messages in sent]
+    general = {"role": "system", "content": "General."}
+    assert [talk[0] for talk in chats(collector, system="General.")] == [
+        general, {"role": "system", "content": "SYSTEM"}, TALK[0], general,
+    ]  # fmt: skip
+    with collector.export_to_csv("table.csv").open(newline="") as file:
+        assert [json.loads(row["messages"]) for row in csv.DictReader(file)] == sent
+
+
+def test_a_message_changed_later_is_kept_as_it_was_sent(
+    adapter: OpenAIAdapter, server: DemoServer, tmp_path: Path
+) -> None:
+    collector = DatasetCollector(output_dir=tmp_path, filters=[lambda example: example.prompt == "first"])
+    engine = EnforcementEngine(adapter, PydanticValidator(), collector=collector, store=MemoryStore())
+    server.default = JsonReply(ANN)
+    message = {"role": "user", "content": "first"}
+    stream = engine.enforce_stream([message], Person)
+    for item in stream:
+        message["content"] = f"changed after {item!r}"
+    assert stream.result.success
+    assert [example.prompt for example in collector.examples()] == ["first"]
+
+
+def test_parts_depend_on_all_messages() -> None:
+    def part(system: str | None) -> str:
+        turns = [{"role": "user", "content": "x"}]
+        messages = turns if system is None else [{"role": "system", "content": system}, *turns]
+        example = Example(id="", prompt="x", schema="s", json_schema={}, output=1, messages=messages)
+        return example.split((0.4, 0.3, 0.3))
+
+    assert part(None) == Example(id="", prompt="x", schema="s", json_schema={}, output=1).split((0.4, 0.3, 0.3))
+    assert {part(str(number)) for number in range(30)} == {"train", "val", "test"}
+
+
+def test_lines_without_messages_are_read(adapter: OpenAIAdapter, server: DemoServer, tmp_path: Path) -> None:
+    collected(adapter, server, DatasetCollector(output_dir=tmp_path), 1)
+    file = tmp_path / "v1.examples.jsonl"
+    fields = json.loads(file.read_text())
+    expected = list(DatasetCollector(output_dir=tmp_path).examples())
+    del fields["messages"]
+    file.write_text(json.dumps(fields) + "\n" + json.dumps({**fields, "id": "x", "messages": [5]}) + "\n")
+    assert list(DatasetCollector(output_dir=tmp_path).examples()) == expected
+
+
+@pytest.mark.parametrize(
+    ("redact", "messages", "prompt"),
+    [
+        (lambda fields: {**fields, "prompt": "[gone]"}, [{"role": "user", "content": "[gone]"}], "[gone]"),
+        (
+            lambda fields: {**fields, "messages": [{"role": "user", "content": "[gone]"}]},
+            [{"role": "user", "content": "[gone]"}],
+            "[gone]",
+        ),
+        (lambda fields: fields["messages"][0].update(content="Be kind.") or fields, None, "secret"),
+    ],
+    ids=["prompt", "messages", "in place"],
+)
+def test_what_is_taken_out_of_one_is_in_neither(
+    adapter: OpenAIAdapter, server: DemoServer, tmp_path: Path, redact: Any, messages: Any, prompt: str
+) -> None:
+    collector = DatasetCollector(output_dir=tmp_path, redact=redact)
+    engine = EnforcementEngine(adapter, PydanticValidator(), collector=collector, store=MemoryStore())
+    server.default = JsonReply(ANN)
+    engine.enforce_sync("secret", Person, system="secret too")
+    [example] = collector.examples()
+    kept = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "secret"}]
+    assert (example.messages, example.prompt) == (messages or kept, prompt)
+    assert "secret too" not in (tmp_path / "v1.examples.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda fields: "text", "a dict, or None to drop it, got str"),
+        (lambda fields: [fields], "a dict, or None to drop it, got list"),
+        (lambda fields: {"prompt": "x"}, "missing"),
+        (lambda fields: {**fields, "more": 1}, "more"),
+        (lambda fields: {**fields, "prompt": None}, "prompt must be a str"),
+        (lambda fields: {**fields, "messages": "x"}, "messages must be a list of dicts"),
+        (lambda fields: {**fields, "output": {1, 2}}, "not JSON serializable"),
+    ],
+    ids=["text", "list", "few", "more", "prompt", "messages", "no JSON"],
+)
+def test_a_redact_hook_that_is_wrong_is_told_once(
+    adapter: OpenAIAdapter,
+    server: DemoServer,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    wrong: Any,
+    said: str,
+) -> None:
+    collector = DatasetCollector(output_dir=tmp_path, redact=wrong)
+    collected(adapter, server, collector, 3)
+    [record] = caplog.records
+    assert record.levelname == "ERROR"
+    assert "redact must return" in record.getMessage()
+    assert said in record.getMessage()
+    assert len(collector) == 0
 
 
 def test_an_export_does_not_replace_the_dataset(tmp_path: Path) -> None:

@@ -50,6 +50,7 @@ from tests.enforcement.support import (
     Collected,
     both,
     engine_of,
+    every_single,
     every_stream,
     every_way,
     every_whole,
@@ -317,10 +318,8 @@ async def test_a_cancelled_call_is_cancelled_and_holds_nothing(server: DemoServe
         ("x", {"type": "object"}, {}, "PydanticValidator takes a Pydantic model"),
         ("x", int, {}, "response_schema must be a Pydantic model"),
         ("x", None, {}, "PydanticValidator takes"),
-        (7, City, {}, "prompt must be a str or a list"),
-        ([], City, {}, "prompt is an empty list"),
         ("x", City, {"temprature": 1}, "did you mean temperature"),
-        ("x", City, {"stream": True}, "stream= is not taken here"),
+        ("x", City, {"stream": True}, "engine.enforce_stream"),
     ],
     ids=str,
 )
@@ -330,6 +329,29 @@ async def test_wrong_use_is_raised_before_anything_is_sent(
     engine = engine_of(adapter)
     with pytest.raises(BrixConfigurationError, match=said):
         await ask(engine, prompt, schema, **kwargs)
+    assert server.requests == []
+    assert engine.get_traces() == []
+
+
+@every_single
+@pytest.mark.parametrize(
+    ("prompt", "said"),
+    [
+        (7, "prompt must be a str or a list"),
+        (None, "prompt must be a str or a list"),
+        (b"x", "prompt must be a str or a list"),
+        ([], "prompt is an empty list"),
+        ("", "prompt is an empty text"),
+        (" \n", "prompt is an empty text"),
+    ],
+    ids=repr,
+)
+async def test_what_is_no_prompt_is_refused(
+    server: DemoServer, adapter: OpenAIAdapter, ask: Ask, prompt: Any, said: str
+) -> None:
+    engine = engine_of(adapter)
+    with pytest.raises(BrixConfigurationError, match=said):
+        await ask(engine, prompt)
     assert server.requests == []
     assert engine.get_traces() == []
 

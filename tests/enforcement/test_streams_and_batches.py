@@ -212,21 +212,48 @@ async def test_no_more_at_a_time_than_allowed(server: DemoServer, adapter: OpenA
 
 
 @both_readers
-async def test_a_bad_prompt_is_refused_before_any_is_sent(
+async def test_what_is_wrong_for_all_is_raised_before_any_is_sent(
     server: DemoServer, adapter: OpenAIAdapter, sync: bool
 ) -> None:
     engine = engine_of(adapter)
     for prompts, options, said in (
-        (["a", 7], {}, "prompt must be a str"),
-        ("abc", {}, "prompts must be a list"),
-        (iter("abc"), {}, "prompts must be a list"),
+        ("abc", {}, "prompts must be a list.*; one prompt goes to enforce"),
+        (b"abc", {}, "prompts must be a list"),
+        (7, {}, "prompts must be a list"),
+        (iter("abc"), {}, r"prompts must be a list.*; give a list: list\(prompts\)"),
+        ((prompt for prompt in "abc"), {}, r"give a list: list\(prompts\)"),
+        (["a"], {"temprature": 1}, "did you mean temperature"),
+        ([], {"temprature": 1}, "did you mean temperature"),
+        ([None], {"stream": True}, "enforce_stream"),
         (["a"], {"max_concurrency": 0}, "max_concurrency must be an int >= 1"),
         (["a"], {"progress": "yes"}, "progress must be"),
     ):
         with pytest.raises(BrixConfigurationError, match=said):
             await batch(engine, sync, prompts, **options)
+    for prompts in (["a"], [None], []):
+        with pytest.raises(BrixConfigurationError, match="PydanticValidator takes"):
+            await engine.enforce_batch(prompts, {"type": "object"})
+        with pytest.raises(BrixConfigurationError, match="PydanticValidator takes"):
+            engine.enforce_batch_sync(prompts, {"type": "object"})
     assert server.requests == []
     assert await batch(engine, sync, []) == []
+
+
+@both_readers
+async def test_what_is_no_prompt_is_its_own_failure(server: DemoServer, adapter: OpenAIAdapter, sync: bool) -> None:
+    server.default = Reply(VALID)
+    prompts = ["a", None, 5, b"x", "", [], ["text"], "b"]
+    told: list[int] = []
+    with session("ann"):
+        outputs = await batch(engine_of(adapter), sync, prompts, progress=lambda done, total: told.append(done))
+    assert [output.success for output in outputs] == [True, *[False] * 6, True]
+    for output in outputs[1:-1]:
+        assert isinstance(output.error, BrixConfigurationError)
+        assert (output.error_type, output.attempts, output.session_id) == ("BrixConfigurationError", 0, "ann")
+        assert "prompt" in output.validation.errors[0].message
+        assert output.model_dump_json()
+    assert len(server.requests) == 2
+    assert told == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
 @both_readers
@@ -259,14 +286,44 @@ async def test_a_cancelled_batch_stops_and_holds_nothing(server: DemoServer, ada
     assert len(server.requests) == 5
 
 
-async def test_a_progress_that_fails_ends_the_batch(server: DemoServer, adapter: OpenAIAdapter) -> None:
-    def stop(done: int, total: int) -> None:
-        raise LookupError("enough")
+@both_readers
+async def test_a_progress_that_fails_costs_no_answer(
+    server: DemoServer, adapter: OpenAIAdapter, sync: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    told: list[int] = []
+
+    def fail(done: int, total: int) -> None:
+        told.append(done)
+        raise LookupError("no window")
 
     server.default = Reply(VALID)
-    for sync in (False, True):
-        with pytest.raises(LookupError, match="enough"):
-            await batch(engine_of(adapter), sync, [str(number) for number in range(50)], 2, progress=stop)
+    outputs = await batch(engine_of(adapter), sync, list("abcde"), 2, progress=fail)
+    assert [output.data for output in outputs] == [OSLO] * 5
+    assert told == [1, 2, 3, 4, 5]
+    assert len(server.requests) == 5
+    [record] = caplog.records
+    assert "progress could not be told" in record.getMessage()
+    assert record.exc_info is not None
+    assert isinstance(record.exc_info[1], LookupError)
+
+
+@both_readers
+async def test_a_progress_that_interrupts_ends_the_batch(
+    server: DemoServer, adapter: OpenAIAdapter, sync: bool
+) -> None:
+    def stop(done: int, total: int) -> None:
+        raise SystemExit(3)
+
+    def work() -> None:
+        engine, prompts = engine_of(adapter), [str(number) for number in range(50)]
+        if sync:
+            engine.enforce_batch_sync(prompts, City, 2, progress=stop)
+        else:
+            asyncio.run(engine.enforce_batch(prompts, City, 2, progress=stop))
+
+    server.default = Reply(VALID)
+    with pytest.raises(SystemExit):
+        await asyncio.to_thread(work)
     assert await asyncio.to_thread(server.wait_until_idle)
     assert len(server.requests) < 20
 

@@ -10,19 +10,22 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 from brix_core import BrixConfigurationError
+from brix_core.demo import DemoServer, Reply
 from brix_core.enforcement import (
     BaseValidator,
     EnforcedOutput,
     JSONValidator,
+    OpenAIAdapter,
     PydanticValidator,
     ValidationError,
     ValidationResult,
     ValidationStatus,
 )
 from brix_core.enforcement.validators import invalid
+from tests.enforcement.support import engine_of
 from tests.support.malformed import SCHEMA, malformed_answers
 from tests.support.schemas import CITY_JSON, KINDS, OSLO, VALID, City
 
@@ -253,3 +256,50 @@ def test_outputs_hold_any_value() -> None:
     result = ValidationResult(status=ValidationStatus.VALID, parsed_output=Odd(object()))
     assert isinstance(result.parsed_output, Odd)
     assert EnforcedOutput.model_fields.keys() >= {"data", "generation", "validation", "retry_count", "success"}
+
+
+# -- texts that are JSON as a whole ----------------------------------------------------------------------------
+
+LAX: dict[str, Any] = {"type": "object", "properties": {"c": {"type": "string"}}}
+
+
+@pytest.mark.parametrize("text", ['{"name":1}', '{"c": "x", "d": 1}', "{}", ' {"name": 1}\n'])
+@pytest.mark.parametrize("draft", [None, *DRAFTS])
+def test_what_every_draft_allows_is_valid(text: str, draft: str | None) -> None:
+    schema = LAX if draft is None else {"$schema": draft, **LAX}
+    for result in (JSONValidator().validate(text, schema), JSONValidator().validate_and_repair(text, schema)):
+        assert (result.status, result.parsed_output) == (ValidationStatus.VALID, json.loads(text))
+
+
+class Mapped(BaseModel):
+    city: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def of_old_keys(cls, value: Any) -> Any:
+        return {"city": value["town"]} if isinstance(value, dict) and "town" in value else value
+
+
+def test_a_models_own_mapping_of_keys_is_reached() -> None:
+    assert PydanticValidator().validate('{"town": "Oslo"}', Mapped).parsed_output == Mapped(city="Oslo")
+
+
+@pytest.mark.parametrize("text", ['It is {"name": 1}.', "{'name': 1}", '{"name": "x"'])
+def test_in_prose_an_object_must_still_resemble_an_answer(text: str) -> None:
+    result = JSONValidator().validate_and_repair(text, LAX)
+    assert not result.is_valid
+    assert "none of the fields" in result.errors[0].message
+
+
+async def test_an_engine_takes_the_same_and_no_echo_of_the_schema(server: DemoServer, adapter: OpenAIAdapter) -> None:
+    server.script(Reply('{"town": "Oslo"}'))
+    assert (await engine_of(adapter).enforce("Where?", Mapped)).data == Mapped(city="Oslo")
+    echo = json.dumps(Mapped.model_json_schema())
+    assert PydanticValidator().validate(echo, Mapped).is_valid
+    server.script(Reply(echo), Reply('{"city": "Oslo"}'), Reply(echo))
+    output = await engine_of(adapter).enforce("Where?", Mapped)
+    assert (output.data, output.retry_count) == (Mapped(city="Oslo"), 1)
+    failed = await engine_of(adapter, max_retries=0).enforce("Where?", Mapped)
+    assert not failed.success
+    assert "this is the JSON Schema" in failed.validation.errors[0].message
+    assert len(server.requests) == 4

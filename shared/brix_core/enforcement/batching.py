@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,8 @@ from typing import Any, TypeVar
 from brix_core import checks
 from brix_core.drivers.workers import submit
 from brix_core.errors import BrixConfigurationError
+
+log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
@@ -81,10 +84,12 @@ def in_threads(jobs: Sequence[Callable[[], _T]], max_concurrency: int, progress:
 def shown(progress: bool | Progress, total: int) -> Iterator[Callable[[], None]]:
     """A function to call whenever a job is done, which shows how far the batch is.
 
+    A `progress` that raises is logged once and called on.
+
     Raises:
         BrixConfigurationError: `progress` is neither a bool nor a function.
     """
-    count = 0
+    count, failed = 0, False
     if progress is False or progress is None:
         yield lambda: None
     elif progress is True:
@@ -100,9 +105,14 @@ def shown(progress: bool | Progress, total: int) -> Iterator[Callable[[], None]]
         tell = progress
 
         def done() -> None:
-            nonlocal count
+            nonlocal count, failed
             count += 1
-            tell(count, total)
+            try:
+                tell(count, total)
+            except Exception:  # what is done is paid for, and must not be lost
+                if not failed:
+                    log.exception("progress could not be told; the batch goes on")
+                failed = True
 
         yield done
     else:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -22,8 +22,9 @@ from brix_core.enforcement.outputs import EnforcedOutput
 from brix_core.enforcement.policies import CircuitBreakerConfig, RetryPolicy
 from brix_core.enforcement.rate_limits import PerProviderRateLimiter, RateLimiter
 from brix_core.enforcement.streaming import EnforcedStream
+from brix_core.enforcement.training.examples import plain
 from brix_core.enforcement.validators import BaseValidator, ValidatedSchema
-from brix_core.enforcement.verdicts import Asked
+from brix_core.enforcement.verdicts import Asked, unsent
 from brix_core.errors import BrixConfigurationError, BrixInternalError
 from brix_core.failures import is_control_flow
 from brix_core.session import Session
@@ -39,7 +40,7 @@ MAX_CONCURRENCY: Final = 10
 
 
 class _Ready(NamedTuple):
-    """A prompt, looked at: what a request is made of."""
+    """A prompt, looked at: what a request is made of. `prompt` is what a collector gets."""
 
     prompt: Any
     schema: Any
@@ -62,7 +63,8 @@ class EnforcementEngine:
         validator: Says whether an answer fits: `PydanticValidator` or `JSONValidator`.
         max_retries: How often an answer that does not fit is asked for again, with what is wrong with it; errors know
             it as ``max_schema_retries``.
-        collector: Gets each valid answer that was generated: ``collect(prompt=, schema=, output=)``.
+        collector: Gets each valid answer that was generated: ``collect(prompt=, schema=, output=)``. The prompt is a
+            text; where messages were given, or a system text, it is all messages as plain JSON, in OpenAI's format.
         cache: Keeps valid answers; see `brix_core.guards.cache`.
         retry_policy: How failed requests are tried again; ``RetryPolicy()`` when left out.
         use_circuit_breaker: Leave a provider alone that keeps failing. A chain does so in any case.
@@ -108,6 +110,7 @@ class EnforcementEngine:
         self.validator = validator
         self._adapters = adapters_of(adapter)
         self._collect = checked_collector(collector)
+        self._told: set[str] = set()
         self._pipeline = pipeline_of(adapter, max_retries, resilience, options)
 
     def __repr__(self) -> str:
@@ -183,18 +186,21 @@ class EnforcementEngine:
     ) -> list[EnforcedOutput]:
         """`enforce` for many prompts, some at a time. One failure is one failed output, and not the end of the rest.
 
+        So is a prompt that is none; the others are sent.
+
         Args:
-            prompts: The prompts.
+            prompts: A list of prompts.
             schema: What each answer must fit.
             max_concurrency: Most of them under way at a time.
-            progress: True shows a progress bar on stderr; a function is called with how many are done, and of how many.
+            progress: True shows a progress bar on stderr; a function is called with how many are done, and of how
+                many. What it raises is logged once.
             **kwargs: See `enforce`.
 
         Returns:
             Outputs in the order of the prompts.
 
         Raises:
-            BrixConfigurationError: A bad prompt (then nothing is sent), schema or parameter.
+            BrixConfigurationError: No list of prompts, or a bad schema or parameter; nothing is sent.
         """
         jobs = [partial(self._job, ready) for ready in self._prepared(prompts, schema, kwargs)]
         return await gathered(jobs, max_concurrency, progress)
@@ -211,11 +217,15 @@ class EnforcementEngine:
         jobs = [partial(self._blocking_job, ready) for ready in self._prepared(prompts, schema, kwargs)]
         return in_threads(jobs, max_concurrency, progress)
 
-    async def _job(self, ready: _Ready) -> EnforcedOutput:
+    async def _job(self, ready: _Ready | BrixConfigurationError) -> EnforcedOutput:
         """One of a batch: what is wrong with it is its own failure."""
+        if isinstance(ready, BrixConfigurationError):
+            return unsent(ready, self._adapters[0], self.context.session_id)
         return await self._run(self._begun(ready), final=False)
 
-    def _blocking_job(self, ready: _Ready) -> EnforcedOutput:
+    def _blocking_job(self, ready: _Ready | BrixConfigurationError) -> EnforcedOutput:
+        if isinstance(ready, BrixConfigurationError):
+            return unsent(ready, self._adapters[0], self.context.session_id)
         return self._run_sync(self._begun(ready), final=False)
 
     async def _run(self, asked: Asked, *, final: bool = True) -> EnforcedOutput:
@@ -251,25 +261,41 @@ class EnforcementEngine:
             return entry.load()(self, schema, **how)
         raise BrixConfigurationError('as_runnable needs LangChain: pip install "brix-guards[langchain]"')
 
-    def _prepared(self, prompts: Any, schema: Any, kwargs: dict[str, Any]) -> list[_Ready]:
-        if isinstance(prompts, str) or not isinstance(prompts, Sequence):
-            raise BrixConfigurationError(
-                f"prompts must be a list of prompts, got {prompts!r:.200}; one goes to enforce"
-            )
-        return [self._checked(prompt, schema, kwargs) for prompt in prompts]
+    def _prepared(self, prompts: Any, schema: Any, kwargs: dict[str, Any]) -> list[_Ready | BrixConfigurationError]:
+        if isinstance(prompts, str | bytes) or not isinstance(prompts, Sequence):
+            one = isinstance(prompts, str | bytes) or not isinstance(prompts, Iterable)
+            instead = "one prompt goes to enforce" if one else "give a list: list(prompts)"
+            raise BrixConfigurationError(f"prompts must be a list of prompts, got {prompts!r:.200}; {instead}")
+        self._looked_at(schema, kwargs)  # bad for one is bad for all, even if there is none
+        found: list[_Ready | BrixConfigurationError] = []
+        for prompt in prompts:
+            try:
+                found.append(self._checked(prompt, schema, kwargs))
+            except BrixConfigurationError as error:
+                found.append(error)
+        return found
 
     def _checked(self, prompt: Any, schema: Any, kwargs: dict[str, Any]) -> _Ready:
         """What is asked, looked at before anything is begun."""
-        compiled = self.validator.compile(schema)
-        params = dict(kwargs)
+        compiled, params, system = self._looked_at(schema, kwargs)
         adapter = self._adapters[0]
-        messages = adapter.messages(prompt)
-        if isinstance(params.get("system"), str):
-            messages.insert(0, adapter.endpoint.codec.message("system", params.pop("system")))
-        check = getattr(adapter.endpoint, "check", None)
+        messages, codec = adapter.messages(prompt), adapter.endpoint.codec
+        if system is not None:
+            messages.insert(0, codec.message("system", system))
+        if self._collect is not None and not (isinstance(prompt, str) and len(messages) == 1):
+            prompt = plain([codec.to_dict(message) for message in messages])
+        return _Ready(prompt, schema, messages, params, compiled)
+
+    def _looked_at(self, schema: Any, kwargs: dict[str, Any]) -> tuple[ResponseSchema, dict[str, Any], str | None]:
+        """What is asked of every prompt: the schema, the model's parameters and the system text."""
+        compiled, params = self.validator.compile(schema), dict(kwargs)
+        if "stream" in params:
+            raise BrixConfigurationError("stream= is not taken here; use engine.enforce_stream(prompt, schema)")
+        system = params.pop("system") if isinstance(params.get("system"), str) else None
+        check = getattr(self._adapters[0].endpoint, "check", None)
         if check is not None:
             check(params)
-        return _Ready(prompt, schema, messages, params, compiled)
+        return compiled, params, system
 
     def _begun(self, ready: _Ready, *, stream: bool = False, session_id: str | None = None) -> Asked:
         pipeline = self._pipeline
@@ -289,6 +315,10 @@ class EnforcementEngine:
             return
         try:
             self._collect(prompt=asked.prompt, schema=asked.schema, output=output)
+        except BrixConfigurationError as error:  # the same for each answer: said once
+            if str(error) not in self._told:
+                self._told.add(str(error))
+                log.error("answers could not be collected, and are in no dataset: %s", error)
         except Exception:  # the answer is paid for, and must not be lost
             log.warning("an answer could not be collected", exc_info=True)
 

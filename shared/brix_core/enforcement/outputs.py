@@ -126,7 +126,7 @@ class EnforcedOutput(BaseModel):
         tokens_used: Tokens of all of them, as far as reported.
         cost_usd: What they were charged, USD; None when nothing was metered.
         cached: Whether the answer is one to another, identical request.
-        run_id: UUID4 of the call, as in its trace entry.
+        run_id: UUID4 of the call, as in its trace entry; empty for a prompt of which no request could be made.
         session_id: Whose call it was.
     """
 

@@ -9,6 +9,7 @@ Example:
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -16,11 +17,16 @@ from typing import Final
 from brix_core import checks
 from brix_core.errors import BrixConfigurationError
 from brix_core.guards.circuit_breaker import CircuitBreakerConfig as BreakerOptions
-from brix_core.guards.retry import RetryConfig
 from brix_core.options import GuardOptions
 
 GROWTH: Final = 2.0
 """By how much the longest delay grows with each retry."""
+
+LONGEST_DELAY: Final = threading.TIMEOUT_MAX
+"""Seconds; no thread can wait for longer at a time."""
+
+MAX_ATTEMPTS: Final = 1_000_000
+"""Of one request."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,15 +58,21 @@ class RetryPolicy:
     retryable_exceptions: Sequence[type[Exception]] | None = None
 
     def __post_init__(self) -> None:
-        checks.whole("max_attempts", self.max_attempts, 1)
+        checks.whole("max_attempts", self.max_attempts, 1, MAX_ATTEMPTS)
         checks.at_least("base_delay", self.base_delay, 0.0)
-        checks.at_least("max_delay", self.max_delay, 0.0)
+        if checks.at_least("max_delay", self.max_delay, 0.0) > LONGEST_DELAY:
+            raise BrixConfigurationError(
+                f"max_delay must be <= {LONGEST_DELAY:g}, the longest that can be waited, got {self.max_delay!r}"
+            )
         if self.timeout is not None:
             checks.positive("timeout", self.timeout)
-        if isinstance(self.retryable_exceptions, str):
-            raise BrixConfigurationError(f"retryable_exceptions must be classes, got {self.retryable_exceptions!r}")
-        if self.retryable_exceptions is not None:
-            RetryConfig(max_retries=0, retry_exceptions=tuple(self.retryable_exceptions))
+        classes = self.retryable_exceptions
+        listed = isinstance(classes, list | tuple | set | frozenset) and all(map(_is_exception_class, classes))
+        if classes is not None and not listed:
+            raise BrixConfigurationError(
+                "retryable_exceptions must be a list of exception classes, such as [TimeoutError, ConnectionError], "
+                f"got {classes!r:.200}"
+            )
 
     def options(self) -> GuardOptions:
         """The options of the guards that keep to it."""
@@ -123,4 +135,8 @@ class CircuitBreakerConfig:
         }
 
 
-__all__ = ["GROWTH", "CircuitBreakerConfig", "RetryPolicy"]
+def _is_exception_class(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, Exception)
+
+
+__all__ = ["GROWTH", "LONGEST_DELAY", "MAX_ATTEMPTS", "CircuitBreakerConfig", "RetryPolicy"]

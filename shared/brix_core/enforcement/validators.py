@@ -1,9 +1,9 @@
 """Validators: whether a text is what a schema asks for, and what it says.
 
 Answers are read by the reader of all structured output (`brix_core.structured.extraction`). A text that is JSON as a
-whole is taken as it is. Any other text is searched (fences, prose) and mended where its meaning is certain (quotes,
-commas, comments, Python literals, a missing last brace); values inside strings are never changed, and what is not
-certain is refused rather than guessed.
+whole is taken as it is, and is valid whenever the schema allows it. Any other text is searched (fences, prose) and
+mended where its meaning is certain (quotes, commas, comments, Python literals, a missing last brace), and must resemble
+an answer; values inside strings are never changed, and what is not certain is refused rather than guessed.
 
 Example:
     >>> result = JSONValidator().validate_and_repair("Sure: {'city': 'Oslo',}", {"type": "object"})
@@ -22,6 +22,7 @@ from typing import Any, Final
 from brix_core.enforcement.outputs import ValidationError, ValidationResult, ValidationStatus
 from brix_core.errors import BrixConfigurationError
 from brix_core.structured.extraction import Extracted, candidates
+from brix_core.structured.resemblance import ECHO
 from brix_core.structured.response_schema import Problem, ResponseSchema, SchemaMismatch
 
 NOT_JSON: Final = "the text as a whole is not JSON"
@@ -61,10 +62,11 @@ class BaseValidator(ABC):
             BrixConfigurationError: The schema cannot be used, or `output` is no text.
         """
         compiled, text = self.compile(schema), checked_text(output)
-        if not _is_json(text):
+        found = _whole(text)
+        if found is None:
             return invalid(text, [ValidationError(path="$", message=NOT_JSON)])
         try:
-            value = compiled.read(text)
+            value = compiled.validate(found.value)
         except SchemaMismatch as mismatch:
             return invalid(text, errors_of(mismatch.problems))
         return ValidationResult(status=ValidationStatus.VALID, parsed_output=value, raw_output=text)
@@ -80,7 +82,7 @@ class BaseValidator(ABC):
             BrixConfigurationError: The schema cannot be used, or `output` is no text.
         """
         result = self.validate(output, schema)
-        if result.is_valid or _is_json(output):
+        if result.is_valid or _whole(output):
             return result
         attempted = {"raw_output": output, "repair_attempted": True}
         try:
@@ -177,8 +179,15 @@ class ValidatedSchema(ResponseSchema):
         return f"{reader.__module__}.{reader.__qualname__}:{self._compiled.identity}"
 
     def read_candidate(self, text: str) -> tuple[Any, Extracted]:
-        """See `ResponseSchema.read_candidate`."""
-        result = self.result = self._reader.validate_and_repair(text, self._given)
+        """See `ResponseSchema.read_candidate`.
+
+        A text that is JSON as a whole need not resemble an answer, but the schema itself, sent back, is none.
+        """
+        result = self._reader.validate_and_repair(text, self._given)
+        whole = _whole(text) if result.is_valid else None
+        if whole is not None and self.is_echo(whole.value):
+            result = invalid(text, [ValidationError(path="$", message=ECHO)])
+        self.result = result
         if not result.is_valid:
             problems = [Problem(error.path, error.message, error.actual) for error in result.errors]
             raise SchemaMismatch(problems or [Problem("$", result.status.value, None)], text)
@@ -206,9 +215,10 @@ def checked_text(output: Any) -> str:
     return output
 
 
-def _is_json(text: str) -> bool:
+def _whole(text: str) -> Extracted | None:
+    """The value of a text that is JSON as a whole."""
     found = next(candidates(text), None)
-    return found is not None and found.how == "strict"
+    return found if found is not None and found.how == "strict" else None
 
 
 def _has_json(text: str) -> bool:

@@ -47,7 +47,7 @@ class Asked:
         """The output for an answer that the guards let through."""
         notes = self.request.call.metadata
         if PARSED not in notes:
-            return self._failure(BrixSchemaError(_TOOLS), response, self._unvalidated(_TOOLS, response.text))
+            return self._failure(BrixSchemaError(_TOOLS), response, _unvalidated(_TOOLS, response.text))
         result = self._validated.result
         value = notes[PARSED]
         if result is None or result.parsed_output is not value:  # one of several that were validated side by side
@@ -61,7 +61,7 @@ class Asked:
         said = f"{type(error).__name__}: {error}"
         attempts = error.attempts if isinstance(error, BrixSchemaError) else ()
         if not attempts:
-            return self._failure(error, response, self._unvalidated(said, response.text if response else ""))
+            return self._failure(error, response, _unvalidated(said, response.text if response else ""))
         last, found = attempts[-1], self._validated.result
         if found is not None and found.raw_output == last.text and not found.is_valid:
             return self._failure(error, response, found)
@@ -77,10 +77,6 @@ class Asked:
         schema = self.request.schema
         assert isinstance(schema, ValidatedSchema)
         return schema
-
-    def _unvalidated(self, message: str, text: str) -> ValidationResult:
-        error = ValidationError(path="$", message=message)
-        return ValidationResult(status=ValidationStatus.NOT_VALIDATED, errors=[error], raw_output=text)
 
     def _failure(self, error: Exception, response: CallResponse | None, result: ValidationResult) -> EnforcedOutput:
         return self._output(
@@ -132,4 +128,21 @@ class Asked:
         return next(found, self._adapters[0])
 
 
-__all__ = ["Asked"]
+def unsent(error: Exception, adapter: BaseLLMAdapter, session_id: str) -> EnforcedOutput:
+    """The output for a prompt of which no request could be made."""
+    return EnforcedOutput(
+        success=False,
+        error=error,
+        error_type=type(error).__name__,
+        validation=_unvalidated(f"{type(error).__name__}: {error}", ""),
+        generation=GenerationResponse(output="", provider=adapter.provider, model=adapter.model),
+        session_id=session_id,
+    )
+
+
+def _unvalidated(message: str, text: str) -> ValidationResult:
+    error = ValidationError(path="$", message=message)
+    return ValidationResult(status=ValidationStatus.NOT_VALIDATED, errors=[error], raw_output=text)
+
+
+__all__ = ["Asked", "unsent"]

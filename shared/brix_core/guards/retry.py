@@ -114,7 +114,9 @@ class RetryGuard:
             }
         )
         if attempt >= self.config.max_retries:
-            raise self._give_up(error, attempt, "attempts", f"max_retries={self.config.max_retries} is used up")
+            most = self.config.max_retries
+            reason = f"max_retries={most} (of a RetryPolicy: max_attempts={most + 1}) is used up"
+            raise self._give_up(error, attempt, "attempts", reason)
         longest = self.config.backoff_initial * _power(self.config.backoff_base, attempt)
         delay = self._uniform(0.0, min(self.config.max_backoff, longest))
         asked = failure.retry_after or 0.0

@@ -198,7 +198,10 @@ class SchemaGuard:
         if request.call.streamed:
             return "its chunks had reached the consumer; stream_mode='validated' holds them back until they are valid"
         if answers > self.config.max_schema_retries:
-            return f"max_schema_retries={self.config.max_schema_retries} is used up; raise it, or simplify the schema"
+            limit = self.config.max_schema_retries
+            return (
+                f"max_schema_retries={limit} (of an engine: max_retries) is used up; raise it, or simplify the schema"
+            )
         return ""
 
     def _time_is_over(self) -> str:

@@ -21,6 +21,8 @@ ALONE: Final = 16
 """Characters from which on a sentence of a longer text is looked at by itself."""
 _SENTENCE: Final = re.compile(r"[^.!?\n]{1,120}(?:[.!?]+|\n|$)?|[.!?\n]+")
 _APART: Final = re.compile(r"(?<![a-z])[a-z](?: [a-z](?: [a-z])+|([.\-_*|/])[a-z](?:\1[a-z])*)(?![a-z])")
+_DIVIDED: Final = re.compile(r"(?<=[a-z])[-\u2010\u00ad] ?\r?\n ?(?=[a-z])")
+_LINE_END: Final = re.compile(r"(?<!\n)\r?\n(?!\r?\n)")
 _TOKEN: Final = re.compile(r"[a-z0-9@$]+")
 _MEASURE: Final = re.compile(r"\d+[a-z]{0,2}")
 _LETTERS: Final = str.maketrans("013457@$", "oieastas")
@@ -142,11 +144,16 @@ def _parts(text: str) -> Iterator[tuple[int, int, str]]:
 def undisguised(text: str) -> str:
     """What a text reads as: plain letters, those written apart put together, digits within words read as letters.
 
+    Words that are divided at the end of a line are put together, too, and lines that go on are joined.
+
     Example:
         >>> undisguised("L\u00e9thal d0se, l e t h a l, 5p4c3d 1.2.3.4 500mg")
         'lethal dose, lethal, spaced 1.2.3.4 500mg'
+        >>> undisguised("le-" + chr(10) + "thal" + chr(10) + "dose")
+        'lethal dose'
     """
-    folded = _APART.sub(lambda found: re.sub(r"[^a-z]", "", found[0]), fold(text).text)
+    folded = _LINE_END.sub(" ", _DIVIDED.sub("", fold(text).text))
+    folded = _APART.sub(lambda found: re.sub(r"[^a-z]", "", found[0]), folded)
     return _TOKEN.sub(_in_letters, folded)
 
 

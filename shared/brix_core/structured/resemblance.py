@@ -12,6 +12,10 @@ _OPENING: Final = frozenset({"patternProperties", "if", "dependentSchemas", "dep
 """Keywords of an object that has more fields than ``properties`` names."""
 
 
+ECHO: Final = "this is the JSON Schema; answer with an instance of it"
+"""The objection to the schema itself, sent back."""
+
+
 class Resemblance:
     """What an answer to a schema looks like.
 
@@ -34,13 +38,17 @@ class Resemblance:
         self._fields = _root_fields(schema)
         self._known = self._fields | _other_names(source) if self._fields else self._fields
 
+    def is_echo(self, value: Any) -> bool:
+        """Whether a value is the schema itself, sent back."""
+        return isinstance(value, dict) and _is_echo(value, self._schema, self._fields)
+
     def objection(self, found: Extracted) -> str:
         """Why a candidate is no answer, whatever the schema allows; empty when it may be one."""
         value = found.value
         if not isinstance(value, dict):
             return ""
-        if _is_echo(value, self._schema, self._fields):
-            return "this is the JSON Schema; answer with an instance of it"
+        if self.is_echo(value):
+            return ECHO
         if not self._fields:
             return "the object is cut off" if found.cut else ""
         if not value:
@@ -105,4 +113,4 @@ def _is_open(schema: dict[str, Any], depth: int = 0) -> bool:
     return depth < 8 and any(isinstance(part, dict) and _is_open(part, depth + 1) for part in parts)
 
 
-__all__ = ["Resemblance"]
+__all__ = ["ECHO", "Resemblance"]

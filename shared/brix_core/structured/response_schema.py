@@ -214,6 +214,15 @@ class ResponseSchema:
             raise SchemaMismatch(problems, "")
         return instance
 
+    def is_echo(self, value: Any) -> bool:
+        """Whether a parsed JSON value is the schema itself, which is no answer even where it fits.
+
+        Example:
+            >>> ResponseSchema.of({"type": "object"}).is_echo({"type": "object"})
+            True
+        """
+        return self._resemblance.is_echo(value)
+
     def to_json(self, instance: Any) -> Any:
         """An instance as JSON, of which `validate` makes it again.
 

@@ -167,11 +167,13 @@ class BaseLLMAdapter(ABC):
         """The prompt as the endpoint's own messages.
 
         Raises:
-            BrixConfigurationError: It is no text and no list of messages.
+            BrixConfigurationError: It is no text and no list of messages, or empty.
         """
+        if isinstance(prompt, str) and not prompt.strip():
+            raise BrixConfigurationError(f"prompt is an empty text, got {prompt!r:.80}; give what to ask")
         if isinstance(prompt, str):
             return [self.endpoint.codec.message("user", prompt)]
-        if isinstance(prompt, Mapping) or not isinstance(prompt, Iterable):
+        if isinstance(prompt, Mapping | bytes | bytearray) or not isinstance(prompt, Iterable):
             raise BrixConfigurationError(
                 f"prompt must be a str or a list of messages, got {type(prompt).__name__}: {prompt!r:.80}"
             )

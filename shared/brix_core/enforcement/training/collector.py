@@ -7,6 +7,7 @@ written beside their goal and then put in its place, so that a reader never sees
 
 from __future__ import annotations
 
+import copy
 import csv
 import io
 import json
@@ -14,7 +15,7 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -25,7 +26,7 @@ from brix_core.appending import append_line
 from brix_core.audit.canonical import parsed
 from brix_core.audit.redaction import scrubbed
 from brix_core.enforcement.outputs import EnforcedOutput
-from brix_core.enforcement.training.examples import SPLITS, Example, Split
+from brix_core.enforcement.training.examples import SPLITS, Example, Split, are_messages, asked
 from brix_core.errors import BrixConfigurationError
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ Redact = Callable[[dict[str, Any]], dict[str, Any] | None]
 """Gets an example's fields, and gives what may be kept; None for nothing."""
 
 DEFAULT_VERSION: Final = "v1"
+_SUM_TOLERANCE: Final = 1e-9
 _COLUMNS: Final = tuple(Example.__dataclass_fields__)
 
 
@@ -47,9 +49,10 @@ class DatasetCollector:
         output_dir: Folder of the dataset; made when there is none.
         version: Which version of the dataset new examples belong to; letters, digits, ``.``, ``_`` and ``-``.
         filters: An example is kept only if all of them say so.
-        redact: Takes out what must not be kept. What looks like an API key is blotted out in any case.
-        deduplicate: Keep equal examples (prompt, schema and output) once, within a version.
-        split: Shares of train, val and test.
+        redact: Takes out what must not be kept. What looks like an API key is blotted out in any case. ``prompt`` is
+            the text of ``messages``: a hook that changes but one of them changes both.
+        deduplicate: Keep equal examples (messages, schema and output) once, within a version.
+        split: Shares of train, val and test: three fractions whose sum is 1.
         split_seed: Another one makes another division.
         fsync: Have each example reach the disk before the next; else a machine that loses its power may lose some.
 
@@ -77,7 +80,11 @@ class DatasetCollector:
     ) -> None:
         self.output_dir = _folder(output_dir)
         self.version = _checked_version(version)
-        self._filters = tuple(filters)
+        self._filters = _checked_filters(filters)
+        if redact is not None and not callable(redact):
+            raise BrixConfigurationError(
+                f"redact must be a function of an example's fields, a dict, or None, got {redact!r:.200}"
+            )
         self._redact = redact
         self._deduplicate = checks.flag("deduplicate", deduplicate)
         self._shares = _checked_shares(split)
@@ -97,6 +104,7 @@ class DatasetCollector:
             Whether it was kept, and not filtered out, redacted away or there already.
 
         Raises:
+            BrixConfigurationError: `redact` gave what is no example; nothing was written.
             OSError: It could not be written; nothing of it was.
         """
         if not output.success:
@@ -110,7 +118,7 @@ class DatasetCollector:
                     self._seen = {known.id for known in self.examples()}
                 if example.id in self._seen:
                     return False
-            line = json.dumps(example.fields(), ensure_ascii=False, separators=(",", ":"))
+            line = _written(example)
             append_line(self._file(self.version), line.encode(errors="replace") + b"\n", sync=self._fsync)
             if self._seen is not None:
                 self._seen.add(example.id)
@@ -128,7 +136,7 @@ class DatasetCollector:
         """
         if split is not None:
             checks.one_of("split", split, SPLITS)
-        wanted, seen = tuple(filters), set[str]()
+        wanted, seen = _checked_filters(filters), set[str]()
         for example in _read(self._file(self.version if version is None else _checked_version(version))):
             if self._deduplicate and example.id in seen:  # another process collected it, too
                 continue
@@ -162,7 +170,7 @@ class DatasetCollector:
         return self._export(path, [json.dumps(examples, ensure_ascii=False, indent=2) + "\n"])
 
     def export_to_csv(self, path: str | PathLike[str], **selection: Any) -> Path:
-        """Write examples as a table, with schema and output as JSON. Arguments as in `export_to_jsonl`."""
+        """Write examples as a table; schema, output and messages are JSON. Arguments as in `export_to_jsonl`."""
 
         def rows() -> Iterator[str]:
             yield _row(_COLUMNS)
@@ -171,7 +179,7 @@ class DatasetCollector:
                 yield _row(
                     [
                         json.dumps(fields[name], ensure_ascii=False)
-                        if name in ("json_schema", "output")
+                        if name in ("json_schema", "output", "messages")
                         else fields[name]
                         for name in _COLUMNS
                     ]
@@ -184,10 +192,10 @@ class DatasetCollector:
 
         Args:
             path: As in `export_to_jsonl`.
-            system: A system message for each of them.
+            system: A system message for those that have none of their own.
             **selection: See `examples`.
         """
-        return self._export(path, (_line(example.messages(system)) for example in self.examples(**selection)))
+        return self._export(path, (_line(example.chat(system)) for example in self.examples(**selection)))
 
     def export_splits(self, folder: str | PathLike[str], **selection: Any) -> dict[Split, Path]:
         """Write ``train.jsonl``, ``val.jsonl`` and ``test.jsonl`` into a folder, relative to the collector's.
@@ -215,24 +223,47 @@ class DatasetCollector:
         return goal
 
     def _redacted(self, example: Example) -> Example | None:
-        fields: dict[str, Any] | None = scrubbed(example.fields())
-        if self._redact is not None:
-            assert fields is not None
-            fields = self._redact(fields)
+        before = scrubbed(example.fields())
+        if self._redact is None:
+            return replace(Example.read(before), id=example.id, version=example.version)
+        fields: Any = self._redact(copy.deepcopy(before))
         if fields is None:
             return None
+        if not isinstance(fields, dict):
+            raise BrixConfigurationError(
+                f"redact must return the fields of an example, a dict, or None to drop it, got {type(fields).__name__}"
+            )
         try:
-            return replace(Example.read(fields), id=example.id, version=example.version)
+            redacted = Example.read(_agreeing(fields, before))
         except TypeError as error:
             raise BrixConfigurationError(
                 f"redact must return the fields of an example, with other values: {error}"
             ) from error
+        return replace(redacted, id=example.id, version=example.version)
 
     def _file(self, version: str) -> Path:
         return self.output_dir / f"{version}{_SUFFIX}"
 
 
 _SUFFIX: Final = ".examples.jsonl"
+
+
+def _agreeing(fields: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    """The fields, of whose prompt and messages none says what was taken out of the other."""
+    same_prompt, same_messages = fields.get("prompt") == before["prompt"], fields.get("messages") == before["messages"]
+    if same_messages and not same_prompt:
+        return {**fields, "messages": []}
+    messages: Any = fields.get("messages")
+    if same_prompt and not same_messages and are_messages(messages):
+        return {**fields, "prompt": asked(messages)}
+    return fields
+
+
+def _written(example: Example) -> str:
+    try:
+        return json.dumps(example.fields(), ensure_ascii=False, separators=(",", ":"))
+    except (TypeError, ValueError) as error:  # the rest is JSON
+        raise BrixConfigurationError(f"redact must return fields that are JSON: {error}") from error
 
 
 def _line(value: Any) -> str:
@@ -281,10 +312,20 @@ def _checked_shares(split: Any) -> tuple[float, float, float]:
     shares = tuple(split) if isinstance(split, tuple | list) else ()
     if len(shares) != len(SPLITS):
         raise BrixConfigurationError(f"split must be the shares of train, val and test, got {split!r:.200}")
-    train, val, test = (checks.at_least("a share of split", share, 0.0) for share in shares)
-    if train + val + test <= 0.0:
-        raise BrixConfigurationError("the shares of split must not all be 0")
+    train, val, test = (checks.fraction("a share of split", share, zero=True) for share in shares)
+    if abs(train + val + test - 1.0) > _SUM_TOLERANCE:
+        raise BrixConfigurationError(f"the shares of split must have the sum 1, got {split!r:.200}")
     return train, val, test
+
+
+def _checked_filters(filters: Any) -> tuple[Filter, ...]:
+    listed = isinstance(filters, Iterable) and not isinstance(filters, str | bytes | Mapping)
+    found: tuple[Any, ...] = tuple(filters) if listed else ()
+    if not listed or not all(map(callable, found)):
+        raise BrixConfigurationError(
+            f"filters must be a list of functions that say whether an example is wanted, got {filters!r:.200}"
+        )
+    return found
 
 
 __all__ = ["DEFAULT_VERSION", "DatasetCollector", "Filter", "Redact"]
