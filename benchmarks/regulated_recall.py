@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from brix_core.embedding import DEFAULT_MODEL, Embedder, as_embedder
-from brix_core.regulated.compiled import CompiledSpec
-from brix_core.regulated.evasion import WAYS
-from brix_core.regulated.hits import Inputs
-from brix_core.regulated.loading import SPECS, load_spec
-from brix_core.regulated.patterns import PatternSet
+from brix_core.regulated.format.loading import SPECS, load_spec
+from brix_core.regulated.rules.compiled import CompiledSpec
+from brix_core.regulated.rules.hits import Inputs
+from brix_core.regulated.text.evasion import WAYS
+from brix_core.regulated.text.patterns import PatternSet
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT.parent / "shared" / "data"

@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 import ahocorasick
 
 from brix_core.regulated import PatternSet, fold
-from brix_core.regulated.compiled import CompiledSpec
-from brix_core.regulated.evasion import concrete
-from brix_core.regulated.folding import Folded
-from brix_core.regulated.loading import BUILT_IN, SPECS, load_spec
+from brix_core.regulated.format.loading import BUILT_IN, SPECS, load_spec
+from brix_core.regulated.rules.compiled import CompiledSpec
+from brix_core.regulated.text.evasion import concrete
+from brix_core.regulated.text.folding import Folded
 
 ROUNDS = 31
 CALLS = 10

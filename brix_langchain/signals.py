@@ -1,7 +1,7 @@
 """LangChain runnables as risk signals of a spec: ``regulated_signals=[classifier]``.
 
 A runnable takes the user's last message, a text, and gives a number in [0, 1], a bool, a label such as "safe" and
-"unsafe" (`brix_core.regulated.labels`), a message that says so, or an object with one such field, as
+"unsafe" (`brix_core.regulated.rules.labels`), a message that says so, or an object with one such field, as
 ``with_structured_output`` gives. It is invoked once for each call, off the event loop, before anything is sent.
 
 Requests that it makes of a model pass the guards of that model, and no others: they are no part of the call that is
@@ -44,7 +44,7 @@ def _signal(given: Any) -> Any:
 
 
 def _function(runnable: Runnable[Any, Any]) -> Callable[[str], float | bool]:
-    from brix_core.regulated.labels import risk_in  # nothing of the regulated domain where nobody uses it
+    from brix_core.regulated.rules.labels import risk_in  # nothing of the regulated domain where nobody uses it
 
     def signal(text: str) -> float | bool:
         verdict = runnable.invoke(text)

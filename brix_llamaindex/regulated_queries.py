@@ -35,7 +35,7 @@ from brix_llamaindex.queried_nodes import OwnNodes, Query, ScoreKeeper, current_
 from brix_llamaindex.signals import with_signals
 
 if TYPE_CHECKING:
-    from brix_core.regulated.spec import SpecModel
+    from brix_core.regulated.format.spec import SpecModel
 
 _OF_QUERIES: Final = ("regulated_spec", "regulated_embedder", "regulated_signals")
 _SHARED: Final = (
@@ -88,7 +88,7 @@ class RegulatedQueries:
     """
 
     def __init__(self, engine: Any, options: Mapping[str, Any], score: ScoreKind, source_key: str | None) -> None:
-        from brix_core.regulated.compiled import CompiledSpec  # pydantic and a text automaton: for who needs them
+        from brix_core.regulated.rules.compiled import CompiledSpec  # pydantic and a text automaton: for who needs them
 
         self._engine = engine
         self._relevance = Relevance(score)
@@ -172,7 +172,7 @@ class RegulatedQueries:
 
         It is found out before anything is retrieved, since retrievers and postprocessors may ask LLMs.
         """
-        from brix_core.regulated.hits import Inputs
+        from brix_core.regulated.rules.hits import Inputs
 
         text, spec = bundle.query_str, self._compiled.spec
         hits = self._compiled.pattern_hits(spec.circuit_breakers, Inputs(text, user_texts=(text,)))
@@ -187,7 +187,7 @@ class RegulatedQueries:
         )
 
     def _request(self, query: Query) -> CallRequest:
-        from brix_core.regulated.case import RETRIEVAL_SCORE
+        from brix_core.regulated.judging.case import RETRIEVAL_SCORE
 
         request = self._pipeline.request(self._endpoint, query.messages(), {_RUN: query})
         if query.documents:
@@ -308,7 +308,7 @@ async def _apiece(text: str) -> AsyncGenerator[str, None]:
 
 def _outputs_of(given: Any) -> SpecModel:
     """The spec's rules about answers alone. Phrases of the user do not lower them: a prompt holds documents, too."""
-    from brix_core.regulated.loading import as_spec
+    from brix_core.regulated.format.loading import as_spec
 
     spec = as_spec(given)
     outputs = tuple(

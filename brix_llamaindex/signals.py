@@ -1,8 +1,8 @@
 """LlamaIndex classifiers as risk signals of a spec: ``regulated_signals=[classifier]``.
 
 A Pydantic program takes the user's last message for its prompt's only variable; its object's only field is the risk: a
-number in [0, 1], a bool, or a label such as "safe" and "unsafe" (`brix_core.regulated.labels`). A selector chooses
-among descriptions (`SelectorSignal`). Any other callable is used as it is.
+number in [0, 1], a bool, or a label such as "safe" and "unsafe" (`brix_core.regulated.rules.labels`). A selector
+chooses among descriptions (`SelectorSignal`). Any other callable is used as it is.
 
 It is called once for each call, off the event loop, before anything is sent. Requests that it makes of an LLM pass the
 guards of that LLM, and no others: they are no part of the call that is judged. Give it a guarded LLM of its own, with a
@@ -88,7 +88,7 @@ def _signal(given: Any) -> Any:
 
 
 def _function(program: Any) -> Callable[[str], float | bool]:
-    from brix_core.regulated.labels import risk_in  # nothing of the regulated domain where nobody uses it
+    from brix_core.regulated.rules.labels import risk_in  # nothing of the regulated domain where nobody uses it
 
     names: list[str] = list(getattr(getattr(program, "prompt", None), "template_vars", ()))
     if len(names) != 1:

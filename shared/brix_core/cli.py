@@ -173,7 +173,7 @@ def lint(
 
     Ends with exit code 0 when it is clean, 1 with warnings, 2 when it cannot be used.
     """
-    from brix_core.regulated.commands.linting import lint_command
+    from brix_core.regulated.workshop.commands.linting import lint_command
 
     raise typer.Exit(lint_command(specs or (), as_json=format_ is Format.json, schema=schema))
 
@@ -197,7 +197,7 @@ def run_tests(
 
     Ends with exit code 1 when one fails, 2 when they cannot be run.
     """
-    from brix_core.regulated.commands.testing import run_tests_command
+    from brix_core.regulated.workshop.commands.testing import run_tests_command
 
     as_json = format_ is Format.json
     raise typer.Exit(run_tests_command(spec, suite=suite, model=model, embedder=embedder, as_json=as_json))
@@ -210,7 +210,7 @@ def explain(
     log: Annotated[Path | None, typer.Option("--log", help="The log, JSONL, or the directory it is in.")] = None,
 ) -> None:
     """Say in plain language what a spec does, or why a decision was made."""
-    from brix_core.regulated.commands.explaining import explain_command
+    from brix_core.regulated.workshop.commands.explaining import explain_command
 
     raise typer.Exit(explain_command(spec, decision_id=decision_id, log=log))
 
@@ -233,7 +233,7 @@ def calibrate(
     write: Annotated[bool, typer.Option("--write", help="Write them into the spec itself.")] = False,
 ) -> None:
     """Find the thresholds of rules with examples, for a wanted false-positive rate, and show the curve."""
-    from brix_core.regulated.commands.calibrating import calibrate_command
+    from brix_core.regulated.workshop.commands.calibrating import calibrate_command
 
     code = calibrate_command(
         spec,
@@ -257,7 +257,7 @@ def generate(
     force: Annotated[bool, typer.Option("--force", help="Replace the file when it exists.")] = False,
 ) -> None:
     """Draft test cases from the rules of a spec, evasive variants included; `brix test --suite` takes them."""
-    from brix_core.regulated.commands.generating import generate_command
+    from brix_core.regulated.workshop.commands.generating import generate_command
 
     raise typer.Exit(generate_command(spec, output=output, per_rule=per_rule, force=force))
 

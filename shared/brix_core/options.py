@@ -41,7 +41,7 @@ from brix_core.session import checked_session_id
 from brix_core.store.base import Store
 
 if TYPE_CHECKING:
-    from brix_core.regulated.spec import SpecModel
+    from brix_core.regulated.format.spec import SpecModel
     from brix_core.retrieval.results import RetrievalProvider
 
 Prices = Mapping[str, tuple[float, float] | Mapping[str, float]]

@@ -8,10 +8,10 @@ from functools import cache
 
 import pytest
 
-from brix_core.regulated.compiled import CompiledSpec
-from brix_core.regulated.hits import Inputs
-from brix_core.regulated.loading import BUILT_IN, SPECS, load_spec
-from brix_core.regulated.suite import Tally, judged
+from brix_core.regulated.format.loading import BUILT_IN, SPECS, load_spec
+from brix_core.regulated.rules.compiled import CompiledSpec
+from brix_core.regulated.rules.hits import Inputs
+from brix_core.regulated.workshop.suite import Tally, judged
 
 MOST_STOPPED = 0.01
 """Share of ordinary sentences that circuit breakers may stop, wrongly."""

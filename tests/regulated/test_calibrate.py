@@ -13,10 +13,10 @@ from brix_core.cli import app
 from brix_core.embedding import LexicalEmbedder, Vectors
 from brix_core.errors import BrixConfigurationError
 from brix_core.regulated import load_spec
-from brix_core.regulated.calibrate import LEAST, calibrate, upper_bound
-from brix_core.regulated.compiled import CompiledSpec
-from brix_core.regulated.hits import Inputs
-from brix_core.regulated.rewriting import with_thresholds
+from brix_core.regulated.rules.compiled import CompiledSpec
+from brix_core.regulated.rules.hits import Inputs
+from brix_core.regulated.workshop.calibrate import LEAST, calibrate, upper_bound
+from brix_core.regulated.workshop.rewriting import with_thresholds
 
 HOUSE = """
 name: house   # ours

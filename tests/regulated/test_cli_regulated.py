@@ -16,10 +16,10 @@ from typer.testing import CliRunner, Result
 from brix_core import BRIX, BrixGuardBlockedError
 from brix_core.cli import app
 from brix_core.demo import DemoServer, Reply, ServerError
-from brix_core.regulated.evasion import WAYS
-from brix_core.regulated.loading import load_spec
-from brix_core.regulated.mock import MockLLMClient
-from brix_core.regulated.suite import load_suite
+from brix_core.regulated.format.loading import load_spec
+from brix_core.regulated.judging.mock import MockLLMClient
+from brix_core.regulated.text.evasion import WAYS
+from brix_core.regulated.workshop.suite import load_suite
 
 HOUSE = """
 metadata: {name: house, version: "1.0", domain: home, description: Keys and doors.}

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from brix_core.embedding import LexicalEmbedder
 from brix_core.embedding.vectors import Vectors
 from brix_core.errors import BrixConfigurationError, BrixError, BrixGuardError
-from brix_core.regulated.compiled import CompiledSpec
-from brix_core.regulated.evasion import WAYS
-from brix_core.regulated.hits import Hit, Inputs
-from brix_core.regulated.meaning import windows
-from brix_core.regulated.remembering import Remembering
+from brix_core.regulated.rules.compiled import CompiledSpec
+from brix_core.regulated.rules.hits import Hit, Inputs
+from brix_core.regulated.rules.meaning import windows
+from brix_core.regulated.rules.remembering import Remembering
+from brix_core.regulated.text.evasion import WAYS
 
 KEY = "Where do you keep the spare door key?"
 

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import pytest
 
-from brix_core.regulated.compiled import CompiledSpec
-from brix_core.regulated.evasion import WAYS
-from brix_core.regulated.loading import BUILT_IN, load_spec
-from brix_core.regulated.patterns import PatternSet
+from brix_core.regulated.format.loading import BUILT_IN, load_spec
+from brix_core.regulated.rules.compiled import CompiledSpec
+from brix_core.regulated.text.evasion import WAYS
+from brix_core.regulated.text.patterns import PatternSet
 
 WANTED = 0.98
 """Share of perturbed cases that must still be caught."""

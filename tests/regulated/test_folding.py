@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from brix_core.regulated import fold
-from brix_core.regulated.confusables import LOOK_ALIKES, read_as
+from brix_core.regulated.text.confusables import LOOK_ALIKES, read_as
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import example, given, settings
 
 from brix_core.regulated import Match, PatternSet, fold
-from brix_core.regulated.evasion import WAYS
-from brix_core.regulated.loading import BUILT_IN, load_spec
-from brix_core.regulated.matching import Search
-from brix_core.regulated.spec import SpecModel
+from brix_core.regulated.format.loading import BUILT_IN, load_spec
+from brix_core.regulated.format.spec import SpecModel
+from brix_core.regulated.text.evasion import WAYS
+from brix_core.regulated.text.matching import Search
 from tests.regulated.test_scanning import PATTERNS, TEXTS
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from brix_core.regulated.broadness import MOST, ordinary_sentences
-from brix_core.regulated.lint import CLEAN, DOUBTFUL, UNUSABLE, Finding, lint
-from brix_core.regulated.overlaps import samples
-from brix_core.regulated.patterns import PatternSet
+from brix_core.regulated.text.patterns import PatternSet
+from brix_core.regulated.workshop.broadness import MOST, ordinary_sentences
+from brix_core.regulated.workshop.lint import CLEAN, DOUBTFUL, UNUSABLE, Finding, lint
+from brix_core.regulated.workshop.overlaps import samples
 
 HEAD = 'metadata: {name: house, version: "1.0"}\n'
 

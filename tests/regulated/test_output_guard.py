@@ -24,7 +24,7 @@ from brix_core import (
 )
 from brix_core.call import CallRequest, CallResponse, ToolCall
 from brix_core.regulated import OutputGuard, SpecValidationError, load_spec, load_spec_from_dict, variants
-from brix_core.regulated.rendering import Rendering, rendered
+from brix_core.regulated.text.rendering import Rendering, rendered
 from tests.support.fake import Driver, FakeEndpoint, pipeline
 from tests.support.virtual import VirtualClock
 

@@ -14,17 +14,17 @@ from hypothesis import strategies as st
 from brix_core.call import CallResponse, ToolCall
 from brix_core.embedding import LexicalEmbedder
 from brix_core.errors import BrixConfigurationError
-from brix_core.regulated.actions import MAX_SHOWN, action_for, distribute, ground, resolve, told, unverified
-from brix_core.regulated.balance import MAX_CORRECTABLE, Balance
-from brix_core.regulated.case import compatibility
-from brix_core.regulated.hits import Hit
-from brix_core.regulated.loading import load_spec_from_dict
-from brix_core.regulated.result import ActionTaken, UncertaintyType
-from brix_core.regulated.risk import risk_of
-from brix_core.regulated.sampling import samples_of, tier_of
-from brix_core.regulated.scores import MAX_DECISIONS, Scores
-from brix_core.regulated.spec import RiskSignal, SamplingConfig
-from brix_core.regulated.uncertainty import Answer, Assessment, assess, conflict
+from brix_core.regulated.format.loading import load_spec_from_dict
+from brix_core.regulated.format.spec import RiskSignal, SamplingConfig
+from brix_core.regulated.judging.actions import MAX_SHOWN, action_for, distribute, ground, resolve, told, unverified
+from brix_core.regulated.judging.balance import MAX_CORRECTABLE, Balance
+from brix_core.regulated.judging.case import compatibility
+from brix_core.regulated.judging.result import ActionTaken, UncertaintyType
+from brix_core.regulated.judging.risk import risk_of
+from brix_core.regulated.judging.sampling import samples_of, tier_of
+from brix_core.regulated.judging.scores import MAX_DECISIONS, Scores
+from brix_core.regulated.judging.uncertainty import Answer, Assessment, assess, conflict
+from brix_core.regulated.rules.hits import Hit
 from brix_core.session import Session
 from tests.support.virtual import VirtualClock
 

@@ -16,11 +16,11 @@ import yaml
 from pydantic import ValidationError
 
 from brix_core.errors import BrixConfigurationError
-from brix_core.regulated import yaml_tree
-from brix_core.regulated.loading import BUILT_IN, SPECS, as_spec, load_spec, load_spec_from_dict
-from brix_core.regulated.problems import SpecProblem, SpecValidationError
-from brix_core.regulated.spec import SpecModel
-from brix_core.regulated.spec_schema import json_schema
+from brix_core.regulated.format import yaml_tree
+from brix_core.regulated.format.loading import BUILT_IN, SPECS, as_spec, load_spec, load_spec_from_dict
+from brix_core.regulated.format.problems import SpecProblem, SpecValidationError
+from brix_core.regulated.format.spec import SpecModel
+from brix_core.regulated.format.spec_schema import json_schema
 
 HOUSE = """
 metadata: {name: house, version: "1.0", domain: home}

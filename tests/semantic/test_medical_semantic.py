@@ -18,7 +18,7 @@ pytest.importorskip("ahocorasick", reason=REASON)
 
 from benchmarks.regulated_recall import DATA, Detector, by_meaning, by_patterns, sample, texts  # noqa: E402
 from brix_core.embedding import DEFAULT_MODEL, as_embedder  # noqa: E402
-from brix_core.regulated.evasion import WAYS  # noqa: E402
+from brix_core.regulated.text.evasion import WAYS  # noqa: E402
 
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"the data sets are kept beside the project, in {DATA}")
 

@@ -1,7 +1,7 @@
 """RegulatedGuard: what a regulated domain forbids is not asked, and what is risky is asked with care.
 
-Two tracks (`brix_core.regulated.tracks`): circuit breakers, which are deterministic and stop a call before anything is
-sent, and a risk score, which decides how many answers are asked for and compared. It sits in the conversation ring, so
+Two tracks (`brix_core.regulated.judging.tracks`): circuit breakers, which are deterministic and stop a call before
+anything is sent, and a risk score, which decides how many answers are asked for and compared. It sits in the conversation ring, so
 each of these answers is paid for, paced, retried and timed, and it decides once for each call of the application,
 whatever is asked again further in.
 
@@ -26,7 +26,7 @@ from brix_core.errors import BrixConfigurationError
 from brix_core.flow import Flow, Proceed
 
 if TYPE_CHECKING:
-    from brix_core.regulated.spec import SpecModel
+    from brix_core.regulated.format.spec import SpecModel
     from brix_core.retrieval.results import RetrievalProvider
     from brix_core.session import Session
 
@@ -54,7 +54,7 @@ class RegulatedConfig:
     regulated_signals: Sequence[Any] | Mapping[str, Any] = ()
 
     def __post_init__(self) -> None:
-        from brix_core.regulated.compiled import CompiledSpec  # pydantic and a text automaton: for who needs them
+        from brix_core.regulated.rules.compiled import CompiledSpec  # pydantic and a text automaton: for who needs them
 
         checks.flag("enable_output_guard", self.enable_output_guard)
         provider = self.retrieval_provider
@@ -122,9 +122,9 @@ class RegulatedGuard:
     def __init__(
         self, config: RegulatedConfig, clock: Clock, patience: Callable[[CallRequest], float | None] | None = None
     ) -> None:
-        from brix_core.regulated.compiled import CompiledSpec
-        from brix_core.regulated.output_guard import OutputGuard
-        from brix_core.regulated.tracks import Tracks
+        from brix_core.regulated.judging.tracks import Tracks
+        from brix_core.regulated.output.output_guard import OutputGuard
+        from brix_core.regulated.rules.compiled import CompiledSpec
 
         self.config = config
         compiled = CompiledSpec.of(config.regulated_spec, config.regulated_embedder, config.regulated_signals)
@@ -147,7 +147,7 @@ class RegulatedGuard:
         return self._tracks.flow(request, proceed)
 
     def balance_index(self, session: Session) -> float:
-        """How well the session's interventions hit, in [0, 1]; see `brix_core.regulated.balance`."""
+        """How well the session's interventions hit, in [0, 1]; see `brix_core.regulated.judging.balance`."""
         return self._tracks.scores.of(session).index
 
     def feedback(self, decision_id: UUID | str, was_intervention_necessary: bool) -> float:

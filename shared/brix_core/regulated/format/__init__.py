@@ -1,0 +1,1 @@
+"""The format of specs: reading, checking and describing them."""

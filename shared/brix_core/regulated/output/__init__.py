@@ -1,0 +1,1 @@
+"""What a model says: looked at whole, and as it streams."""

@@ -1,0 +1,1 @@
+"""Texts freed of their disguises, and phrases found in them."""

@@ -1,0 +1,1 @@
+"""For authors of specs: lint, tests, explanations, drafts, calibration."""
