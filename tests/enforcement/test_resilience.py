@@ -163,7 +163,7 @@ def test_a_guards_refusal_is_never_tried_again() -> None:
         ({"base_delay": -1}, "base_delay must be"),
         ({"max_delay": float("inf")}, "max_delay must be"),
         ({"timeout": 0}, "timeout must be"),
-        ({"retryable_exceptions": "TimeoutError"}, "retryable_exceptions must be classes"),
+        ({"retryable_exceptions": "TimeoutError"}, "retryable_exceptions must be a list of exception classes"),
         ({"retryable_exceptions": [KeyboardInterrupt]}, "must be a list of exception classes"),
     ],
     ids=str,

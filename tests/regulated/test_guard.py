@@ -27,8 +27,12 @@ from brix_core import (
     RetrievedDocument,
     session,
 )
+from brix_core.call import ToolCall
 from brix_core.demo import BadRequest, DemoServer, JsonReply, RateLimited, Reply, ServerError, SlowFirstToken, ToolCalls
-from brix_core.regulated import ActionTaken, UncertaintyType
+from brix_core.regulated import ActionTaken, UncertaintyType, load_spec_from_dict
+from brix_core.regulated.judging.reading import read_inputs
+from brix_core.regulated.rules.compiled import CompiledSpec
+from brix_core.turns import Turn
 from tests.support.errors import status_error
 from tests.support.fake import Driver, FakeEndpoint, pipeline
 from tests.support.house import (
@@ -907,3 +911,20 @@ def test_two_stores_are_two_worlds(server: DemoServer) -> None:
         one.complete_sync(STOPPED)
     other.complete_sync(LOW)
     assert result_of(one).balance_index == result_of(other).balance_index == 1.0
+
+
+@pytest.mark.parametrize(
+    "written", ['{"q": "lethal\\ndose"}', '{"q": "l\\u0435thal dose"}', '{"q": "\\u006cethal dose"}']
+)
+def test_arguments_are_read_as_the_tool_reads_them(written: str) -> None:
+    """Escapes of JSON disguise nothing: a line break, a Cyrillic letter, a letter of the alphabet."""
+    call = ToolCall(id="1", name="look_up", arguments=written)
+    turns = [Turn("user", "Look it up."), Turn("assistant", "", (call,)), Turn("tool", "done")]
+    spec = load_spec_from_dict(
+        {
+            "name": "desk",
+            "version": "1.0.0",
+            "circuit_breakers": [{"name": "dose", "description": "A dose.", "patterns": ["lethal dose"]}],
+        }
+    )
+    assert [hit.name for hit in CompiledSpec.of(spec).breakers(read_inputs(turns))] == ["dose"]

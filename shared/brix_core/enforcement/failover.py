@@ -117,7 +117,7 @@ class FailoverChain:
             >>> class Adapter:
             ...     provider, model = "openai", "gpt-4o-mini"
             ...     class endpoint:
-            ...         identity = "openai:docs/gpt-4o-mini"
+            ...         identity, codec = "openai:docs/gpt-4o-mini", None
             >>> FailoverChain([Adapter()]).health()[0].healthy
             True
         """

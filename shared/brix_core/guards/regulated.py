@@ -1,9 +1,9 @@
 """RegulatedGuard: what a regulated domain forbids is not asked, and what is risky is asked with care.
 
 Two tracks (`brix_core.regulated.judging.tracks`): circuit breakers, which are deterministic and stop a call before
-anything is sent, and a risk score, which decides how many answers are asked for and compared. It sits in the conversation ring, so
-each of these answers is paid for, paced, retried and timed, and it decides once for each call of the application,
-whatever is asked again further in.
+anything is sent, and a risk score, which decides how many answers are asked for and compared. It sits in the
+conversation ring, so each of these answers is paid for, paced, retried and timed, and it decides once for each call of
+the application, whatever is asked again further in.
 
 What was decided is in the trace, and in full in ``metadata["regulated_result"]`` of the session (`StructuredResult`).
 

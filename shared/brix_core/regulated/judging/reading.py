@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from brix_core.regulated.rules.hits import Inputs
 from brix_core.turns import Turn
@@ -40,9 +42,33 @@ def read_inputs(turns: Sequence[Turn], *, everything: bool = False) -> Inputs:
         query,
         user_texts=(*earlier, query),
         system_texts=tuple(turn.text for turn in turns if turn.role == "system"),
-        tool_arguments=tuple(call.arguments for turn in looked_at for call in turn.calls),
+        tool_arguments=tuple(text for turn in looked_at for call in turn.calls for text in _as_meant(call.arguments)),
         retrieved=tuple(result.text for turn in looked_at for result in turn.results),
     )
+
+
+def _as_meant(arguments: str) -> Iterator[str]:
+    """Arguments as they are written and, where JSON escapes stand in them, as the tool reads them."""
+    yield arguments
+    if "\\" not in arguments:
+        return
+    try:
+        value = json.loads(arguments)
+    except (RecursionError, ValueError):
+        return
+    yield "\n".join(_texts_in(value))
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    left = [value]
+    while left:
+        value = left.pop()
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, dict):
+            left += [*reversed(value.values()), *reversed(value)]
+        elif isinstance(value, list):
+            left += reversed(value)
 
 
 def _without_user(turns: Sequence[Turn]) -> Inputs:

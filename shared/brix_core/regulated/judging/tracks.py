@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
 from brix_core.call import CallRequest, CallResponse
@@ -39,6 +39,12 @@ if TYPE_CHECKING:
 
 Patience = Callable[[CallRequest], float | None]
 """How many seconds a call may wait for a retrieval; None without a limit."""
+
+LEAST_SCORE: Final = 0.5
+"""Score of a retrieval on which an answer may rest: what is less alike is not about the question."""
+
+LONGEST_RETRIEVAL: Final = 30.0
+"""Seconds a retrieval may take where no time limit is set."""
 
 _Answered = Generator[Effect, Any, CallResponse]
 
@@ -270,9 +276,10 @@ class Tracks:
         """What is found for the query and may be used; None, and why, when that is nothing."""
         if self._provider is None:
             return None
-        seconds = self._patience(case.request)
+        patience = self._patience(case.request)
+        seconds = LONGEST_RETRIEVAL if patience is None else patience
         try:
-            if seconds is not None and seconds <= 0.0:
+            if seconds <= 0.0:
                 raise TimeoutError("no time is left for a retrieval")
             result: RetrievalResult = yield Retrieve(self._provider, case.inputs.query, seconds)
             usable = partial(self._usable, case, _documents(result))
@@ -283,7 +290,7 @@ class Tracks:
             case.retrieval_error = f"the retrieval failed ({type(error).__name__}: {error})"[:500]
             return None
         if not documents:
-            case.retrieval_error = "nothing that may be used was retrieved"
+            case.retrieval_error = f"nothing that may be used was retrieved (a score of {LEAST_SCORE} is needed)"
             return None
         return RetrievalResult(
             content="\n\n".join(document.text for document in documents),
@@ -311,7 +318,7 @@ def _documents(result: RetrievalResult) -> list[RetrievedDocument]:
     documents = result.documents or (
         RetrievedDocument(text=result.content, score=result.score, source=", ".join(result.sources)),
     )
-    return [document for document in documents if document.text.strip() and result.score > 0.0]
+    return [document for document in documents if document.text.strip() and result.score >= LEAST_SCORE]
 
 
 def _sources(result: RetrievalResult, documents: Sequence[RetrievedDocument]) -> Sequence[str]:
