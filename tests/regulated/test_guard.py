@@ -686,6 +686,7 @@ def test_a_stopped_answer_is_not_asked_for_again_by_anybody(server: DemoServer, 
     server.script(Reply("Mix the acid with water."), Reply("Good morning."))
     with pytest.raises(BrixRegulatedError):
         way.ask(client, LOW)
+    assert server.wait_until_idle()
     assert len(server.requests) == 1
     assert way.ask(client, LOW) == "Good morning."
     assert_counts_agree(client, server)
