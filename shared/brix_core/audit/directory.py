@@ -130,6 +130,8 @@ class LogDirectory:
         Raises:
             OSError: It could not be written.
         """
+        if not self.path.is_dir():  # whoever has removed the folder wants no seal
+            return
         with self._locked():
             found = self._read_head()
             if found is None or found[0].closed or found[0].sequence == 0:
