@@ -49,6 +49,7 @@ def added_per_call(
         turns: How many messages that are.
     """
     ours, theirs = [], []
+    calls = 1_000 if turns < 500 else 100  # the wait for the writer at the end is shared by all
     with tempfile.TemporaryDirectory() as folder:
         plain = BRIX.wrap(bare, **options, store=MemoryStore())
         logged = BRIX.wrap(bare, **options, store=MemoryStore(), log_path=folder)
@@ -57,8 +58,8 @@ def added_per_call(
             for _ in range(ROUNDS):
                 answer = measure()
                 theirs.append(answer["logged"] - answer["guarded"])
-                without = await _per_call(partial(plain.complete, messages, model="gpt-4o-mini"))
-                ours.append(await _per_call(partial(logged.complete, messages, model="gpt-4o-mini")) - without)
+                without = await _per_call(partial(plain.complete, messages, model="gpt-4o-mini"), calls)
+                ours.append(await _per_call(partial(logged.complete, messages, model="gpt-4o-mini"), calls) - without)
 
         asyncio.run(run())
         flush_logs()
@@ -67,7 +68,7 @@ def added_per_call(
     return f"log_path, {turns} turns: added by ours / by brix-protocol 0.5.0", us / them, "<= 1", us <= them, detail
 
 
-async def _per_call(call: Callable[[], Awaitable[Any]], calls: int = 100) -> float:
+async def _per_call(call: Callable[[], Awaitable[Any]], calls: int) -> float:
     await call()
     flush_logs()
     started = time.perf_counter()
