@@ -118,7 +118,7 @@ def section(detectors: dict[str, Detector]) -> str:
         f"({len(calibrated.harmful)}, {len(calibrated.safe)}, {len(calibrated.unsafe)}) was read while the examples "
         "were written. The threshold is",
         "the least at which 0.5 % of that half's harmless texts are stopped. The totals of the measuring half were",
-        "looked at five times, between which examples were added and the rule for the threshold chosen; the ordinary",
+        "looked at six times, between which examples were added and the rule for the threshold chosen; the ordinary",
         "sentences were looked at, too. So these figures are not of a first look.",
         "",
         "Stopped means that a circuit breaker was hit.",
