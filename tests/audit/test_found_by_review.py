@@ -244,3 +244,22 @@ def test_a_file_of_another_program_is_left_alone(tmp_path: Path) -> None:
 def test_what_cannot_be_replayed_is_said(arguments: Any, said: str) -> None:
     with pytest.raises(BrixConfigurationError, match=said):
         BRIX.replay(*arguments)
+
+
+def test_recordings_that_cannot_be_written_wait_in_bounded_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("brix_core.audit.log.MAX_UNWRITTEN", 5)
+    client = BRIX.wrap(Parrot(), log_path=tmp_path, session_id="s")
+    (tmp_path / ".brix_sessions").write_text("in the way")
+    for number in range(12):
+        client.complete_sync(f"question {number}")
+    with pytest.raises(BrixGuardError, match="could not be written"):
+        flush_logs()
+    assert "is lost: too many wait" in caplog.text
+    (tmp_path / ".brix_sessions").unlink()
+    flush_logs()
+    replay = BRIX.replay("s", tmp_path)
+    assert replay.total_calls == 5
+    assert replay.complete_sync("question 11") == "question 11"
+    assert verify(tmp_path).ok

@@ -214,7 +214,7 @@ class AuditLog:
         """Wait for something to do, let more of it come together, and have entries made."""
         wishes: list[Wish] = []
         sources: dict[int, Source] = {}
-        rests = bool(self._unwritten) or self._is_unsynced
+        rests = bool(self._unwritten) or bool(self._unrecorded) or self._is_unsynced
         try:
             item = self._inbox.get(timeout=SYNC_INTERVAL if rests else IDLE_SECONDS)
             if not isinstance(item, Wish):
@@ -239,8 +239,10 @@ class AuditLog:
                 self._lost += 1
             self._unwritten.append(self._made.get_nowait())
         while not self._recordings.empty():
-            if len(self._unrecorded) < MAX_UNWRITTEN:
-                self._unrecorded.append(self._recordings.get_nowait())
+            if len(self._unrecorded) >= MAX_UNWRITTEN:
+                self._unrecorded.popleft()
+                log.warning("a recording beside the log in %s is lost: too many wait", self.settings.path)
+            self._unrecorded.append(self._recordings.get_nowait())
         return wishes, rests or bool(wishes) or bool(sources)
 
     def _write(self) -> Exception | None:
