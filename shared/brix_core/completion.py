@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator
-from types import TracebackType
 from typing import Any, Self
 
 from brix_core.call import CACHED, CallRequest, CallResponse, LogicalCall, ToolCall
+from brix_core.closing import Closing
 from brix_core.errors import BrixConfigurationError, BrixError
 from brix_core.guards.schema import PARSED
 from brix_core.pipeline import Pipeline
@@ -98,7 +98,7 @@ def _first_choice(response: CallResponse) -> str:
     return response.text if not choices or len(choices) == 1 else choices[0].message.content or ""
 
 
-class CompletionStream:
+class CompletionStream(Closing):
     """An answer as it comes: iterate with ``for`` or ``async for``, in a ``with`` block or without.
 
     Gives the text of the answer piece by piece; `result` has the whole, with tool calls and usage, once the
@@ -207,22 +207,6 @@ class CompletionStream:
             return
         self._end("closed")
         await self._async.aclose()  # type: ignore[attr-defined]
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
     def _is_over(self) -> bool:
         """Whether there is nothing to read; refuses to be read in two ways at once."""

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from brix_core.audit.recordings import RecordingFiles, session_file
 from brix_core.caching.keys import digest
-from brix_core.call import CallRequest, CallResponse, Endpoint, LogicalCall
+from brix_core.call import CallRequest, CallResponse, LogicalCall
 from brix_core.clock import Clock, SystemClock
 from brix_core.conversation import Conversation
 from brix_core.drivers import arun, arun_stream, run, run_stream
+from brix_core.endpoint import Endpoint
 from brix_core.errors import BrixConfigurationError
 from brix_core.flow import Flow, Guard, compose, in_order
 from brix_core.guards.budget import BudgetGuard

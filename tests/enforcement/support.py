@@ -13,7 +13,7 @@ import pytest
 
 from brix_core import InMemoryCache, MemoryStore
 from brix_core.cache import MISSING
-from brix_core.call import Endpoint
+from brix_core.endpoint import Endpoint
 from brix_core.enforcement import BaseLLMAdapter, EnforcedOutput, EnforcementEngine, PydanticValidator, RetryPolicy
 from tests.support.schemas import CITY_JSON, OSLO, VALID, City
 

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from brix_core.call import CallRequest, Endpoint
+from brix_core.call import CallRequest
 from brix_core.clock import Clock
+from brix_core.endpoint import Endpoint
 from brix_core.options import parse
 from brix_core.pipeline import Pipeline
 from brix_core.store import MemoryStore

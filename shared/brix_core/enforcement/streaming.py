@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import aclosing, closing
-from types import TracebackType
 from typing import Any, Final, Self, cast
 
 from brix_core.call import PARSED, CallResponse
+from brix_core.closing import Closing
 from brix_core.enforcement.outputs import EnforcedOutput
 from brix_core.enforcement.verdicts import Asked
 from brix_core.errors import BrixConfigurationError, BrixError
@@ -18,7 +18,7 @@ from brix_core.structured.partial_json import PartialJSON
 _NOTHING: Final = object()
 
 
-class EnforcedStream:
+class EnforcedStream(Closing):
     """Iterate with ``async for`` or ``for``, in a ``with`` block or without; see `EnforcementEngine.enforce_stream`.
 
     Gives the value as it grows, whenever it has changed: dicts and lists, a preview that is not validated. The last
@@ -102,22 +102,6 @@ class EnforcedStream:
             self.close()
         else:
             await self._async.aclose()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
     def _read(self) -> Generator[Any, None, None]:
         asked = self._begin()

@@ -16,8 +16,9 @@ from dataclasses import astuple, dataclass
 from typing import Literal, NamedTuple
 
 from brix_core import checks
-from brix_core.call import CallRequest, Endpoint
+from brix_core.call import CallRequest
 from brix_core.clock import Clock
+from brix_core.endpoint import Endpoint
 from brix_core.errors import BrixCircuitOpenError
 from brix_core.failures import classify
 from brix_core.flow import Flow, Proceed, StoreOp

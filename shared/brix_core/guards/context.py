@@ -26,8 +26,9 @@ from functools import partial
 from typing import Any, Final, Literal, NamedTuple
 
 from brix_core import checks
-from brix_core.call import CallRequest, Endpoint
+from brix_core.call import CallRequest
 from brix_core.conversation import Conversation
+from brix_core.endpoint import Endpoint
 from brix_core.errors import BrixConfigurationError, BrixContextError, BrixInternalError
 from brix_core.failures import is_control_flow
 from brix_core.flow import Effect, Flow, Proceed, Run

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from brix_core.call import CallRequest, Endpoint
+from brix_core.call import CallRequest
+from brix_core.endpoint import Endpoint
 from brix_core.errors import BrixCircuitOpenError, BrixFailoverError, BrixRetryError, BrixTimeoutError
 from brix_core.failures import classify
 from brix_core.flow import Flow, Proceed

@@ -18,9 +18,10 @@ from typing import Any, Final, NamedTuple, Protocol, cast
 
 from brix_core import checks
 from brix_core.audit.recordings import Record, expected_schemas, packed_error
-from brix_core.call import PARSED, CallRequest, CallResponse, PackingEndpoint
+from brix_core.call import PARSED, CallRequest, CallResponse
 from brix_core.clock import Clock
 from brix_core.delivered import DeliveredChunks
+from brix_core.endpoint import PackingEndpoint
 from brix_core.errors import BrixConfigurationError
 from brix_core.flow import Flow, Proceed, StoreOp
 

@@ -26,8 +26,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from brix_core import checks
-from brix_core.call import PARSED, CallRequest, CallResponse, Deadline, Endpoint
+from brix_core.call import PARSED, CallRequest, CallResponse, Deadline
 from brix_core.clock import Clock
+from brix_core.endpoint import Endpoint
 from brix_core.errors import (
     BrixConfigurationError,
     BrixContextError,

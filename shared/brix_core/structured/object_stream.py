@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from types import TracebackType
 from typing import Any, Final, Self
 
+from brix_core.closing import Closing
 from brix_core.completion import Completion, CompletionStream
 
 _NOTHING: Final = object()
 
 
-class ObjectStream:
+class ObjectStream(Closing):
     """An answer in the making: iterate with ``for`` or ``async for``, in a ``with`` block or without.
 
     Gives dicts or lists as they grow, whenever they have changed. They are a preview: not validated, the last string or
@@ -100,22 +100,6 @@ class ObjectStream:
         """Stop reading, as `close`, from a coroutine."""
         self._ended = True
         await self._source.aclose()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
 
 __all__ = ["ObjectStream"]

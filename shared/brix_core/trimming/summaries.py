@@ -13,8 +13,9 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Mapping, Sequence, Set
 from typing import Any, Final, NamedTuple
 
-from brix_core.call import CallRequest, CallResponse, Endpoint
+from brix_core.call import CallRequest, CallResponse
 from brix_core.conversation import Conversation
+from brix_core.endpoint import Endpoint
 from brix_core.flow import Effect, Proceed
 from brix_core.model_limits import context_window, hides_reasoning
 from brix_core.session import PerSession

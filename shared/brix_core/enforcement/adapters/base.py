@@ -14,12 +14,13 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import aclosing, closing
 from datetime import UTC, datetime
 from functools import cached_property
-from types import TracebackType
-from typing import Any, Final, Protocol, Self, cast
+from typing import Any, Final, Protocol, cast
 
-from brix_core.call import CallRequest, CallResponse, Endpoint
+from brix_core.call import CallRequest, CallResponse
 from brix_core.checks import positive
+from brix_core.closing import Closing
 from brix_core.drivers.workers import submit
+from brix_core.endpoint import Endpoint
 from brix_core.endpoints.sdk import CODEC
 from brix_core.enforcement.outputs import GenerationResponse
 from brix_core.errors import BrixConfigurationError
@@ -49,7 +50,7 @@ class Connections(Protocol):
         ...
 
 
-class BaseLLMAdapter(ABC):
+class BaseLLMAdapter(Closing, ABC):
     """One model of one provider.
 
     Use it from threads, tasks and event loops as you like, the blocking and the asynchronous methods side by side.
@@ -225,22 +226,6 @@ class BaseLLMAdapter(ABC):
         """As `close`; those of this event loop are closed when it returns."""
         if self._connections is not None:
             await self._connections.aclose()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
     @abstractmethod
     def _endpoint(self) -> Endpoint:
